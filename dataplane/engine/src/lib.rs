@@ -1,0 +1,16 @@
+//! An io_uring HTTP/1.1 file server as a library; it knows nothing of volunteers, tickets or catalogues.
+//!
+//! What is served is the business of a [`Site`]; how it reaches the socket is the business of this crate.
+//! Every kernel operation stands in the module `uring`; the rest of the crate is free of `unsafe`.
+
+pub mod limits;
+pub mod observe;
+pub mod pace;
+pub mod server;
+pub mod site;
+
+pub use limits::Limits;
+pub use observe::{Observer, ResponseRecord};
+pub use pace::{Grant, Pacer};
+pub use server::{Listener, Running, Server, StartError, Stats};
+pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
