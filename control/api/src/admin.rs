@@ -1,0 +1,235 @@
+//! What an operator asks control: the messages between `ctl` and the admin API.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::enrol::{Fingerprint, Secret};
+use crate::heartbeat::{DeliveryCounters, SyncProgress};
+use crate::id::{FileId, NodeId};
+use crate::manifest::RepoPath;
+use crate::traffic::{CounterSource, InterfaceCounters};
+use crate::units::BytesPerSec;
+
+/// The file that control writes at its first start and `ctl --credentials` reads; as secret as a password.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorCredentials {
+    /// `host:port` of the API.
+    pub api: String,
+    /// Of control's certificate.
+    pub fingerprint: Fingerprint,
+    /// `Authorization: Bearer`.
+    pub token: Secret,
+}
+
+/// `POST /v1/admin/nodes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddNode {
+    /// What the operator calls it: 1 ..= 64 letters, digits, `.`, `_`, `-`; unique.
+    pub name: String,
+}
+
+/// What control says to [`AddNode`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeAdded {
+    /// The volunteer's number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// To be pasted behind `dataplane join`.
+    pub join: String,
+    /// Seconds until the join string is worth nothing.
+    pub expires_in_secs: u64,
+}
+
+/// A volunteer as control knows it (`GET /v1/admin/nodes`, `GET /v1/admin/nodes/NAME`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: NodeState,
+    /// Why it gets no customers, if it gets none.
+    pub reason: Option<String>,
+    /// The daemon's version.
+    pub version: Option<String>,
+    /// What customers are sent to.
+    pub delivery_url: Option<String>,
+    /// Milliseconds since its last heartbeat.
+    pub heartbeat_age_ms: Option<u64>,
+    /// Most that the owner gives.
+    pub donated_rate: Option<BytesPerSec>,
+    /// Delivery rate that selection reckons with.
+    pub estimated_rate: Option<BytesPerSec>,
+    /// Bytes promised by redirects and not yet confirmed by its counters.
+    pub outstanding_bytes: u64,
+    /// Files it holds.
+    pub files_held: u64,
+    /// How far its mirror is.
+    pub sync: Option<SyncProgress>,
+    /// Its delivery counters since its start.
+    pub delivery: Option<DeliveryCounters>,
+    /// Its interfaces, by class.
+    pub interfaces: Vec<InterfaceCounters>,
+    /// Where these counters come from.
+    pub source: Option<CounterSource>,
+    /// Bytes delivered and synced since it was enrolled.
+    pub ledger: LedgerView,
+}
+
+/// Where a volunteer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Added, but nobody has joined with its string yet.
+    Invited,
+    /// Sends heartbeats and takes customers.
+    Active,
+    /// Sends heartbeats and takes no customers by its owner's limits or its own trouble.
+    Closed,
+    /// Drained by an operator.
+    Draining,
+    /// No heartbeat for too long.
+    Lost,
+}
+
+/// Bytes of one volunteer since it was enrolled, over all its restarts; on disk before they are acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerView {
+    /// Sent to customers, as counted on its interfaces.
+    pub delivered_bytes: u64,
+    /// Received from peers and the origin.
+    pub synced_in_bytes: u64,
+    /// Sent to peers.
+    pub synced_out_bytes: u64,
+}
+
+/// `GET /v1/admin/where?path=…`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhereView {
+    /// The path asked for, resolved.
+    pub path: RepoPath,
+    /// The present version's number.
+    pub file: FileId,
+    /// Bytes.
+    pub size: u64,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+    /// BLAKE3 in hexadecimal.
+    pub blake3: String,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// MD4 in hexadecimal.
+    pub md4: String,
+    /// Who holds this version.
+    pub holders: Vec<Holder>,
+}
+
+/// A volunteer that holds a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: NodeState,
+}
+
+/// `GET /v1/admin/explain?path=…&client=…`: what the front door would answer, and why.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// The path asked for.
+    pub path: String,
+    /// The client it was asked for.
+    pub client: IpAddr,
+    /// What the front door would do, in words.
+    pub decision: String,
+    /// The volunteer it would send the client to.
+    pub chosen: Option<NodeId>,
+    /// Every volunteer, with the numbers that decided.
+    pub considered: Vec<Considered>,
+}
+
+/// One volunteer in an [`ExplainView`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Considered {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Why it was left out, or `None` when it was eligible.
+    pub excluded: Option<String>,
+    /// Expected finish time in milliseconds, by which the least was chosen.
+    pub expected_finish_ms: Option<f64>,
+    /// Bytes promised and not yet confirmed.
+    pub outstanding_bytes: u64,
+    /// Delivery rate reckoned with.
+    pub rate: Option<BytesPerSec>,
+}
+
+/// `GET /v1/admin/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Control's version.
+    pub version: String,
+    /// Seconds since its start.
+    pub uptime_secs: u64,
+    /// State of the catalogue.
+    pub catalog: CatalogView,
+    /// Volunteers by state.
+    pub nodes: Vec<(NodeState, u64)>,
+    /// What the front door did since its start.
+    pub front_door: FrontDoorView,
+}
+
+/// The catalogue in figures.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CatalogView {
+    /// Grows with every change.
+    pub sequence: u64,
+    /// Files.
+    pub files: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Different contents.
+    pub contents: u64,
+    /// Symbolic links.
+    pub links: u64,
+    /// Paths left out, with the reason for the first few.
+    pub left_out: Vec<String>,
+    /// Files still to hash in the scan under way.
+    pub pending: u64,
+}
+
+/// The front door in figures, since control's start.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FrontDoorView {
+    /// Requests answered with a redirect to a volunteer.
+    pub redirects: u64,
+    /// Bytes of the files redirected to.
+    pub redirected_bytes: u64,
+    /// Requests served by the origin because they are small or metadata.
+    pub direct: u64,
+    /// Requests served by the origin because no volunteer could.
+    pub fallback: u64,
+    /// Body bytes that the origin sent to customers.
+    pub body_bytes: u64,
+    /// Customers who came back from a volunteer.
+    pub came_back: u64,
+    /// Tickets in `b=` that were refused.
+    pub tickets_refused: u64,
+    /// Paths that are not in the catalogue.
+    pub not_found: u64,
+}
+
+/// The body of every error answer of the API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What was expected, what came, what to do.
+    pub error: String,
+}

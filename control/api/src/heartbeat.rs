@@ -1,0 +1,148 @@
+//! What a volunteer tells control every interval, and what it is told in return.
+//!
+//! All counters are absolute and grow while `boot` stays, so that a heartbeat that is lost, late or sent
+//! twice changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::FileId;
+use crate::traffic::{CounterSource, InterfaceCounters};
+use crate::units::BytesPerSec;
+
+/// `POST /v1/heartbeat`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Random at each start of the daemon: counters begin anew with it.
+    pub boot: u64,
+    /// 1, 2, 3, … within this boot; an older one than the last is ignored.
+    pub sequence: u64,
+    /// The daemon's version.
+    pub version: String,
+    /// What customers are sent to, without a trailing `/`: `http://host:port`.
+    pub delivery_url: String,
+    /// What peers of the swarm ask, without a trailing `/`.
+    pub sync_url: Option<String>,
+    /// Whether customers may be sent here now.
+    pub readiness: Readiness,
+    /// Most that the owner gives to delivery and sync together.
+    pub donated_rate: Option<BytesPerSec>,
+    /// Where the counters come from.
+    pub source: CounterSource,
+    /// Counters per interface, by class.
+    pub interfaces: Vec<InterfaceCounters>,
+    /// What was delivered.
+    pub delivery: DeliveryCounters,
+    /// How far the mirror is.
+    pub sync: SyncProgress,
+    /// What changed in the holdings since the last acknowledged heartbeat.
+    pub holdings: HoldingsDelta,
+}
+
+/// Whether a volunteer takes customers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Readiness {
+    /// It does.
+    Ready,
+    /// It doesn't just now: the owner's limits, a full disk, a stop under way.
+    Closed {
+        /// For the operator, in words.
+        why: String,
+    },
+}
+
+/// Counters of the delivery port since the daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeliveryCounters {
+    /// Responses with a file.
+    pub responses: u64,
+    /// Body bytes handed to the kernel.
+    pub body_bytes: u64,
+    /// Body bytes that were promised but not sent: customers who went away.
+    pub abandoned_bytes: u64,
+    /// Customers sent back to the front door.
+    pub sent_back: u64,
+    /// Tickets refused because they are none.
+    pub tickets_malformed: u64,
+    /// Tickets refused because they were altered or are for another file or volunteer.
+    pub tickets_forged: u64,
+    /// Tickets refused because they are too old.
+    pub tickets_expired: u64,
+    /// Requests refused because they brought no ticket.
+    pub tickets_missing: u64,
+    /// Transfers under way now.
+    pub active: u64,
+}
+
+/// How far a mirror is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncProgress {
+    /// [`Manifest::sequence`](crate::manifest::Manifest::sequence) that is complete on disk; 0 for none.
+    pub complete: u64,
+    /// The one being fetched; equal to `complete` when idle.
+    pub target: u64,
+    /// Files still to fetch.
+    pub files_missing: u64,
+    /// Bytes still to fetch.
+    pub bytes_missing: u64,
+    /// Files that the mirror holds.
+    pub files_held: u64,
+    /// Bytes that the mirror holds, each content once.
+    pub bytes_held: u64,
+    /// What stops it, in words, if something does.
+    pub trouble: Option<String>,
+}
+
+/// A change of what a volunteer holds and serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldingsDelta {
+    /// Files it can serve since the last acknowledged heartbeat; at most [`DELTA_MAX`], the rest comes next time.
+    pub added: Vec<FileId>,
+    /// Files it can't serve any more.
+    pub removed: Vec<FileId>,
+    /// How many files it holds after this delta.
+    pub count: u64,
+    /// [`holdings_digest`] of what it holds after this delta: tells control whether it knows all.
+    pub digest: u64,
+}
+
+/// What control says to a heartbeat, after everything in it that must last is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeartbeatReply {
+    /// When the next one is due, milliseconds (50 ..= 60,000).
+    pub interval_ms: u64,
+    /// The present [`Manifest::sequence`](crate::manifest::Manifest::sequence).
+    pub manifest_sequence: u64,
+    /// URL of the front door, without a trailing `/`.
+    pub front_door: String,
+    /// URL of the origin's sync port, without a trailing `/`.
+    pub origin_sync_url: String,
+    /// `Authorization: Bearer` for the origin's sync port; renewed well before it expires.
+    pub sync_token: String,
+    /// Whether control knows something else than the volunteer holds: it should `PUT /v1/holdings`.
+    pub want_holdings: bool,
+    /// Whether the operator has it drained: it finishes transfers and gets no new customers.
+    pub draining: bool,
+}
+
+/// A sum over a set of files that is kept up to date by adding and removing single ones.
+///
+/// XOR of a mixed number per file (SplitMix64's finaliser): order does not matter, and adding one twice is
+/// seen.
+pub fn holdings_digest(file: FileId) -> u64 {
+    let mut mixed = u64::from(file.0).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Files that one heartbeat adds, and removes, at most; above, the whole set is sent (`PUT /v1/holdings`).
+pub const DELTA_MAX: usize = 10_000;
+
+/// Bytes of the body of `PUT /v1/holdings` (a Roaring bitmap in its portable form) at most.
+pub const HOLDINGS_BYTES_MAX: usize = 64 << 20;

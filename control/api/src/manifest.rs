@@ -1,0 +1,246 @@
+//! What a mirror must hold: the rows of the catalogue as they travel to volunteers.
+//!
+//! A manifest is a snapshot, or the difference to an earlier one. On the wire it is a magic, a version and
+//! zstd-compressed postcard; it is built and read whole, within [`BYTES_MAX`].
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::Checksums;
+use crate::id::FileId;
+
+/// The rows of the catalogue, or what changed in them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The state of the catalogue this leads to; grows with every change.
+    pub sequence: u64,
+    /// The state it starts from; `None` for a snapshot, which replaces everything.
+    pub base: Option<u64>,
+    /// Files that are new since `base`. A path that is here and was there before replaces it.
+    pub files: Vec<ManifestFile>,
+    /// Symbolic links that are new or changed since `base`.
+    pub links: Vec<ManifestLink>,
+    /// Files that are gone since `base` (also when their path came again with another content).
+    pub removed_files: Vec<FileId>,
+    /// Symbolic links that are gone since `base`.
+    pub removed_links: Vec<RepoPath>,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Its number.
+    pub file: FileId,
+    /// Where it is in the tree.
+    pub path: RepoPath,
+    /// Bytes.
+    pub size: u64,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+    /// Of its content.
+    pub checksums: Checksums,
+    /// Whether it must appear only after everything else (an index such as `Release` or `repomd.xml`).
+    pub last: bool,
+}
+
+/// One symbolic link, kept as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestLink {
+    /// Where it is in the tree.
+    pub path: RepoPath,
+    /// Its target, relative, within the tree.
+    pub target: String,
+}
+
+impl Manifest {
+    /// The wire form.
+    ///
+    /// # Errors
+    /// [`ManifestError::TooLarge`], or the compressor's error.
+    pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
+        let plain = postcard::to_stdvec(self).map_err(|_| ManifestError::Damaged)?;
+        if plain.len() > BYTES_MAX {
+            return Err(ManifestError::TooLarge);
+        }
+        let mut wire = MAGIC.to_vec();
+        wire.extend_from_slice(&(plain.len() as u64).to_le_bytes());
+        wire.extend(zstd::bulk::compress(&plain, ZSTD_LEVEL).map_err(|_| ManifestError::Damaged)?);
+        Ok(wire)
+    }
+
+    /// Reads the wire form; paths are checked on the way in.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn decode(wire: &[u8]) -> Result<Self, ManifestError> {
+        let rest = wire.strip_prefix(MAGIC).ok_or(ManifestError::Unknown)?;
+        let (length, compressed) = rest.split_first_chunk::<8>().ok_or(ManifestError::Damaged)?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| ManifestError::TooLarge)?;
+        if length > BYTES_MAX {
+            return Err(ManifestError::TooLarge);
+        }
+        let plain = zstd::bulk::decompress(compressed, length).map_err(|_| ManifestError::Damaged)?;
+        postcard::from_bytes(&plain).map_err(|_| ManifestError::Damaged)
+    }
+}
+
+/// A path within the repository: UTF-8, relative, `/` between segments, no empty, `.` or `..` segment, no
+/// control character, at most [`PATH_BYTES_MAX`] bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RepoPath(Arc<str>);
+
+impl RepoPath {
+    /// The path without a leading `/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The last segment.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+}
+
+impl FromStr for RepoPath {
+    type Err = RepoPathError;
+
+    fn from_str(text: &str) -> Result<Self, RepoPathError> {
+        let fits = !text.is_empty() && text.len() <= PATH_BYTES_MAX && !text.contains(char::is_control);
+        if fits && text.split('/').all(|segment| !matches!(segment, "" | "." | "..") && segment.len() <= 255)
+        {
+            Ok(Self(text.into()))
+        } else {
+            Err(RepoPathError { found: text.chars().take(120).collect() })
+        }
+    }
+}
+
+impl std::borrow::Borrow<str> for RepoPath {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<std::path::Path> for RepoPath {
+    fn as_ref(&self) -> &std::path::Path {
+        std::path::Path::new(&*self.0)
+    }
+}
+
+impl fmt::Display for RepoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for RepoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl Serialize for RepoPath {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for RepoPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        std::borrow::Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Text that is no path within a repository.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected a relative path without empty, `.` or `..` segments or control characters, found {found:?}"
+)]
+pub struct RepoPathError {
+    /// The first 120 characters of what was found.
+    pub found: String,
+}
+
+/// Why a manifest could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Not a manifest, or of another version.
+    #[error("this is no manifest of version 1; bring volunteer and control to the same version")]
+    Unknown,
+    /// Cut off or altered on the way.
+    #[error("the manifest is damaged; it will be fetched again")]
+    Damaged,
+    /// Beyond the bound.
+    #[error("the manifest is larger than {BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+/// Bytes of a decompressed manifest at most (about 5 million files).
+pub const BYTES_MAX: usize = 1 << 30;
+
+/// Bytes of a path at most (PATH_MAX less the mirror's own part).
+pub const PATH_BYTES_MAX: usize = 3_072;
+
+const MAGIC: &[u8] = b"FRMANIF1";
+const ZSTD_LEVEL: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Manifest {
+        Manifest {
+            sequence: 7,
+            base: Some(3),
+            files: vec![ManifestFile {
+                file: FileId(4),
+                path: "pool/a.deb".parse().unwrap(),
+                size: 12,
+                mtime: -5,
+                checksums: Checksums::of(b"a"),
+                last: false,
+            }],
+            links: vec![ManifestLink { path: "dists/stable".parse().unwrap(), target: "bookworm".into() }],
+            removed_files: vec![FileId(1)],
+            removed_links: vec!["old".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn the_wire_form_is_read_back() {
+        assert_eq!(Manifest::decode(&sample().encode().unwrap()), Ok(sample()));
+    }
+
+    #[test]
+    fn hostile_paths_are_refused() {
+        for text in ["", "/", "/etc/passwd", "a//b", "a/../b", "..", "a/.", "a\0b", "a\nb", &"x".repeat(256)]
+        {
+            assert!(text.parse::<RepoPath>().is_err(), "{text:?}");
+        }
+        let json = serde_json::to_string("../x").unwrap();
+        assert!(serde_json::from_str::<RepoPath>(&json).is_err());
+    }
+
+    #[test]
+    fn a_lying_length_is_refused() {
+        let mut wire = sample().encode().unwrap();
+        wire[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert_eq!(Manifest::decode(&wire), Err(ManifestError::TooLarge));
+        wire[8..16].copy_from_slice(&1u64.to_le_bytes());
+        assert_eq!(Manifest::decode(&wire), Err(ManifestError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn rubbish_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300), keep in any::<bool>()) {
+            let mut wire = if keep { MAGIC.to_vec() } else { Vec::new() };
+            wire.extend(bytes);
+            prop_assert!(Manifest::decode(&wire).is_err());
+        }
+    }
+}
