@@ -1,0 +1,1 @@
+//! The catalogue of the repository: every file with its checksums, kept current.
