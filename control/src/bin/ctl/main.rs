@@ -1,0 +1,243 @@
+//! `ctl`: what operators steer Freshet with; it talks to control's admin API and touches nothing else.
+#![forbid(unsafe_code)]
+
+mod client;
+mod show;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use freshet_api::admin::{
+    AddNode, ExplainView, NodeAdded, NodeView, OperatorCredentials, StatusView, WhereView,
+};
+use serde::Serialize;
+
+use crate::client::{Client, Failure};
+
+/// Steers a Freshet origin: its volunteers, and where files are.
+///
+/// Exit status: 0 done; 1 control could not be reached or refused; 2 wrong usage or unusable credentials;
+/// 3 the volunteer or path asked for does not exist.
+#[derive(Debug, Parser)]
+#[command(name = "ctl", version, max_term_width = 100)]
+struct Arguments {
+    /// The operator's credentials, as control wrote them to STATE/admin.json at its first start.
+    #[arg(long, global = true, env = "FRESHET_CREDENTIALS", value_name = "FILE")]
+    credentials: Option<PathBuf>,
+    /// `HOST:PORT` of control's API, when it is not the one in the credentials.
+    #[arg(long, global = true, env = "FRESHET_API", value_name = "HOST:PORT")]
+    api: Option<String>,
+    /// Prints JSON (the wire types of the admin API) in place of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Volunteers: add, list, show, drain, resume, remove.
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Which volunteers hold a path, with its size and checksums.
+    Where {
+        /// Path in the repository, with or without the leading `/`.
+        path: String,
+    },
+    /// What the front door would answer for a path, and the numbers by which it would choose.
+    Explain {
+        /// Path in the repository, with or without the leading `/`.
+        path: String,
+        /// For which client; without it, for a client that nothing is known about.
+        #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+        client: IpAddr,
+    },
+    /// The catalogue, the volunteers and the front door in figures.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeVerb {
+    /// Invites a volunteer and prints the string that its owner pastes behind `dataplane join`.
+    Add {
+        /// 1 to 64 letters, digits, `.`, `_`, `-`; unique.
+        name: String,
+    },
+    /// All volunteers, one a line.
+    List,
+    /// One volunteer with its interfaces, budget and mirror.
+    Show {
+        /// Its name or number.
+        node: String,
+    },
+    /// Sends it no new customers; transfers under way finish, its mirror stays current.
+    Drain {
+        /// Its name or number.
+        node: String,
+    },
+    /// Sends it customers again after a drain.
+    Resume {
+        /// Its name or number.
+        node: String,
+    },
+    /// Forgets it: its credential is worth nothing from now on. Its ledger stays on record.
+    Remove {
+        /// Its name or number.
+        node: String,
+        /// Does it without asking.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(run(&arguments)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ctl: {error:#}");
+            match error.downcast_ref::<Failure>() {
+                Some(Failure::NotFound { .. }) => ExitCode::from(3),
+                Some(Failure::Unreachable { .. } | Failure::Refused { .. } | Failure::Garbled { .. }) => {
+                    ExitCode::from(1)
+                }
+                Some(Failure::Credentials { .. }) | None => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let client = Client::new(credentials(arguments)?)?;
+    let json = arguments.json;
+    match &arguments.verb {
+        Verb::Node(NodeVerb::Add { name }) => {
+            let added: NodeAdded = client.post("nodes", &AddNode { name: name.clone() }).await?;
+            print(json, &added, |out| show::node_added(out, &added))
+        }
+        Verb::Node(NodeVerb::List) => {
+            let nodes: Vec<NodeView> = client.get("nodes", &[]).await?;
+            print(json, &nodes, |out| show::nodes(out, &nodes))
+        }
+        Verb::Node(NodeVerb::Show { node }) => {
+            let node: NodeView = client.get(&node_path(node)?, &[]).await?;
+            print(json, &node, |out| show::node(out, &node))
+        }
+        Verb::Node(NodeVerb::Drain { node }) => {
+            let node: NodeView = client.post(&format!("{}/drain", node_path(node)?), &()).await?;
+            print(json, &node, |out| show::nodes(out, std::slice::from_ref(&node)))
+        }
+        Verb::Node(NodeVerb::Resume { node }) => {
+            let node: NodeView = client.post(&format!("{}/resume", node_path(node)?), &()).await?;
+            print(json, &node, |out| show::nodes(out, std::slice::from_ref(&node)))
+        }
+        Verb::Node(NodeVerb::Remove { node, yes }) => {
+            let path = node_path(node)?;
+            if !yes {
+                confirm(node)?;
+            }
+            let removed: NodeView = client.delete(&path).await?;
+            print(json, &removed, |out| {
+                writeln!(out, "removed volunteer {} ({})", removed.name, removed.node)
+            })
+        }
+        Verb::Where { path } => {
+            let found: WhereView = client.get("where", &[("path", path)]).await?;
+            print(json, &found, |out| show::holders(out, &found))
+        }
+        Verb::Explain { path, client: address } => {
+            let address = address.to_string();
+            let explained: ExplainView =
+                client.get("explain", &[("path", path), ("client", &address)]).await?;
+            print(json, &explained, |out| show::explanation(out, &explained))
+        }
+        Verb::Status => {
+            let status: StatusView = client.get("status", &[]).await?;
+            print(json, &status, |out| show::status(out, &status))
+        }
+    }
+}
+
+fn credentials(arguments: &Arguments) -> anyhow::Result<OperatorCredentials> {
+    let file = arguments.credentials.clone().unwrap_or_else(|| PathBuf::from(CREDENTIALS_DEFAULT));
+    let refuse = |reason: String| Failure::Credentials { file: file.clone(), reason };
+    let text = std::fs::read_to_string(&file).map_err(|error| refuse(error.to_string()))?;
+    let mut credentials: OperatorCredentials =
+        serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    if let Some(api) = &arguments.api {
+        credentials.api.clone_from(api);
+    }
+    Ok(credentials)
+}
+
+/// A name or number as one segment of a URL's path; nothing that could be more than one segment passes.
+fn node_path(node: &str) -> anyhow::Result<String> {
+    let fits = (1..=64).contains(&node.len())
+        && node.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !fits {
+        bail!("expected a volunteer's name or number, found {node:?}; `ctl node list` prints them");
+    }
+    Ok(format!("nodes/{node}"))
+}
+
+fn confirm(node: &str) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        bail!("`ctl node remove` asks before it removes {node}; add --yes where nobody can answer");
+    }
+    eprint!("remove volunteer {node}, and make its credential worthless? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was removed");
+    }
+    Ok(())
+}
+
+fn print<T: Serialize>(
+    json: bool,
+    view: &T,
+    table: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    if json {
+        serde_json::to_writer_pretty(&mut text, view)?;
+        text.push(b'\n');
+    } else {
+        table(&mut text)?;
+    }
+    match std::io::stdout().lock().write_all(&text) {
+        // The reader has seen enough (`ctl node list | head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("cannot write the answer"),
+    }
+}
+
+const CREDENTIALS_DEFAULT: &str = "/var/lib/freshet/control/admin.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_node_is_one_segment() {
+        assert_eq!(node_path("edge-7.example").unwrap(), "nodes/edge-7.example");
+        for node in ["", "a/b", "a?b", "a b", "%2e", &"x".repeat(65)] {
+            assert!(node_path(node).is_err(), "{node:?}");
+        }
+    }
+}

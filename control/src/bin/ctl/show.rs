@@ -1,0 +1,352 @@
+//! Tables for people; what programs read is the JSON of the wire types.
+
+use std::io::Write;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, WhereView};
+use freshet_api::heartbeat::SyncProgress;
+use freshet_api::traffic::{CounterSource, InOut};
+use freshet_api::units::Bytes;
+
+type Outcome = std::io::Result<()>;
+
+/// What to do with a join string.
+pub(crate) fn node_added(out: &mut impl Write, added: &NodeAdded) -> Outcome {
+    writeln!(out, "volunteer {} is number {}. On its host, within {}:", added.name, added.node, {
+        age(Duration::from_secs(added.expires_in_secs))
+    })?;
+    writeln!(out, "\n  dataplane join {}\n", added.join)
+}
+
+/// One line a volunteer.
+pub(crate) fn nodes(out: &mut impl Write, nodes: &[NodeView]) -> Outcome {
+    if nodes.is_empty() {
+        return writeln!(out, "no volunteers yet; `ctl node add NAME` invites one");
+    }
+    let mut table = table(&[
+        "node",
+        "name",
+        "state",
+        "mirror",
+        "files",
+        "delivered",
+        "synced",
+        "outstanding",
+        "rate",
+        "heard",
+    ]);
+    right(&mut table, &[0, 4, 5, 6, 7, 8, 9]);
+    for node in nodes {
+        table.add_row([
+            node.node.to_string(),
+            node.name.clone(),
+            state(node.state).to_owned(),
+            node.sync.as_ref().map_or_else(|| "-".to_owned(), mirror),
+            node.files_held.to_string(),
+            Bytes(node.ledger.delivered_bytes).to_string(),
+            Bytes(node.ledger.synced_in_bytes).to_string(),
+            Bytes(node.outstanding_bytes).to_string(),
+            node.estimated_rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+            heard(node.heartbeat_age_ms),
+        ]);
+    }
+    writeln!(out, "{}", table.trim_fmt())
+}
+
+/// All that is known of one volunteer.
+pub(crate) fn node(out: &mut impl Write, node: &NodeView) -> Outcome {
+    let mut facts = vec![
+        ("volunteer", format!("{} (number {})", node.name, node.node)),
+        (
+            "state",
+            match &node.reason {
+                Some(reason) => format!("{}: {reason}", state(node.state)),
+                None => state(node.state).to_owned(),
+            },
+        ),
+        ("version", node.version.clone().unwrap_or_else(|| "-".to_owned())),
+        ("delivers at", node.delivery_url.clone().unwrap_or_else(|| "-".to_owned())),
+        ("last heard", heard(node.heartbeat_age_ms)),
+    ];
+    if let Some(rate) = node.donated_rate {
+        facts.push(("donated rate", rate.to_string()));
+    }
+    if let Some(rate) = node.estimated_rate {
+        facts.push(("estimated rate", rate.to_string()));
+    }
+    facts.push(("outstanding", Bytes(node.outstanding_bytes).to_string()));
+    if let Some(sync) = &node.sync {
+        facts.push(("mirror", mirror(sync)));
+        facts.push(("holds", format!("{} files, {}", sync.files_held, Bytes(sync.bytes_held))));
+        if let Some(trouble) = &sync.trouble {
+            facts.push(("trouble", trouble.clone()));
+        }
+    }
+    let ledger = &node.ledger;
+    facts.push(("delivered in all", Bytes(ledger.delivered_bytes).to_string()));
+    facts.push((
+        "synced in all",
+        format!("{} in, {} out", Bytes(ledger.synced_in_bytes), Bytes(ledger.synced_out_bytes)),
+    ));
+    if let Some(delivery) = &node.delivery {
+        facts.push((
+            "since its start",
+            format!("{} responses, {} under way", delivery.responses, delivery.active),
+        ));
+        facts.push(("sent back", delivery.sent_back.to_string()));
+        facts.push((
+            "tickets refused",
+            format!(
+                "{} missing, {} malformed, {} forged, {} expired",
+                delivery.tickets_missing,
+                delivery.tickets_malformed,
+                delivery.tickets_forged,
+                delivery.tickets_expired
+            ),
+        ));
+    }
+    if let Some(source) = &node.source {
+        facts.push((
+            "counted by",
+            match source {
+                CounterSource::Ebpf => "eBPF on the interfaces".to_owned(),
+                CounterSource::Sockets { why } => format!("the kernel's socket counters ({why})"),
+            },
+        ));
+    }
+    for (name, value) in facts {
+        writeln!(out, "{name:<17} {value}")?;
+    }
+    if node.interfaces.is_empty() {
+        return Ok(());
+    }
+    let mut table =
+        table(&["interface", "delivery out", "in", "sync out", "in", "control out", "in", "other out", "in"]);
+    right(&mut table, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    for interface in &node.interfaces {
+        let mut row = vec![interface.name.clone()];
+        for class in [&interface.delivery, &interface.sync, &interface.control, &interface.other] {
+            row.extend(out_in(class));
+        }
+        table.add_row(row);
+    }
+    writeln!(out, "\n{}", table.trim_fmt())
+}
+
+/// Who holds a file.
+pub(crate) fn holders(out: &mut impl Write, found: &WhereView) -> Outcome {
+    writeln!(out, "{}", found.path)?;
+    for (name, value) in [
+        ("file", found.file.to_string()),
+        ("size", format!("{} bytes ({})", found.size, Bytes(found.size))),
+        ("modified", moment(found.mtime)),
+        ("blake3", found.blake3.clone()),
+        ("sha256", found.sha256.clone()),
+        ("md4", found.md4.clone()),
+    ] {
+        writeln!(out, "  {name:<9} {value}")?;
+    }
+    if found.holders.is_empty() {
+        return writeln!(out, "no volunteer holds this version; the origin serves it");
+    }
+    let mut table = table(&["node", "name", "state"]);
+    right(&mut table, &[0]);
+    for holder in &found.holders {
+        table.add_row([holder.node.to_string(), holder.name.clone(), state(holder.state).to_owned()]);
+    }
+    writeln!(out, "{}", table.trim_fmt())
+}
+
+/// Why the front door answers as it does.
+pub(crate) fn explanation(out: &mut impl Write, explained: &ExplainView) -> Outcome {
+    writeln!(out, "{} for {}: {}", explained.path, explained.client, explained.decision)?;
+    if explained.considered.is_empty() {
+        return Ok(());
+    }
+    let mut table = table(&["", "node", "name", "finish in", "outstanding", "rate", "left out because"]);
+    right(&mut table, &[1, 3, 4, 5]);
+    for node in &explained.considered {
+        table.add_row([
+            if explained.chosen == Some(node.node) { "->".to_owned() } else { String::new() },
+            node.node.to_string(),
+            node.name.clone(),
+            node.expected_finish_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+            Bytes(node.outstanding_bytes).to_string(),
+            node.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+            node.excluded.clone().unwrap_or_default(),
+        ]);
+    }
+    writeln!(out, "{}", table.trim_fmt())
+}
+
+/// The whole in figures.
+pub(crate) fn status(out: &mut impl Write, status: &StatusView) -> Outcome {
+    let (catalog, door) = (&status.catalog, &status.front_door);
+    let scan = match catalog.pending {
+        0 => String::new(),
+        pending => format!(", {pending} still to hash"),
+    };
+    let nodes: Vec<String> =
+        status.nodes.iter().map(|(which, count)| format!("{count} {}", state(*which))).collect();
+    for (name, value) in [
+        ("control", format!("{}, up {}", status.version, age(Duration::from_secs(status.uptime_secs)))),
+        (
+            "catalogue",
+            format!(
+                "{} files, {}, {} contents, {} links, state {}{scan}",
+                catalog.files,
+                Bytes(catalog.bytes),
+                catalog.contents,
+                catalog.links,
+                catalog.sequence
+            ),
+        ),
+        ("volunteers", if nodes.is_empty() { "none".to_owned() } else { nodes.join(", ") }),
+        ("redirected", format!("{} requests, {}", door.redirects, Bytes(door.redirected_bytes))),
+        (
+            "served here",
+            format!("{} small or metadata, {} for want of a volunteer", door.direct, door.fallback),
+        ),
+        ("origin sent", Bytes(door.body_bytes).to_string()),
+        ("came back", format!("{} customers, {} forged tickets", door.came_back, door.tickets_refused)),
+        ("not found", door.not_found.to_string()),
+    ] {
+        writeln!(out, "{name:<12} {value}")?;
+    }
+    if !catalog.left_out.is_empty() {
+        writeln!(out, "left out of the catalogue:")?;
+        for reason in &catalog.left_out {
+            writeln!(out, "  {reason}")?;
+        }
+    }
+    Ok(())
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().copied());
+    table
+}
+
+fn right(table: &mut Table, columns: &[usize]) {
+    for &column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn state(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Invited => "invited",
+        NodeState::Active => "active",
+        NodeState::Closed => "closed",
+        NodeState::Draining => "draining",
+        NodeState::Lost => "lost",
+    }
+}
+
+fn mirror(sync: &SyncProgress) -> String {
+    match sync.files_missing {
+        0 if sync.complete == sync.target => format!("current ({})", sync.complete),
+        missing => format!("{missing} files, {} to fetch", Bytes(sync.bytes_missing)),
+    }
+}
+
+fn out_in(class: &InOut) -> [String; 2] {
+    [Bytes(class.sent.bytes).to_string(), Bytes(class.received.bytes).to_string()]
+}
+
+fn heard(age_ms: Option<u64>) -> String {
+    age_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age(Duration::from_millis(ms))))
+}
+
+fn age(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn moment(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use freshet_api::NodeId;
+    use freshet_api::admin::{Considered, LedgerView};
+
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>) -> Outcome) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn sample() -> NodeView {
+        NodeView {
+            node: NodeId(3),
+            name: "edge".into(),
+            state: NodeState::Closed,
+            reason: Some("its disk is full".into()),
+            version: None,
+            delivery_url: None,
+            heartbeat_age_ms: Some(400),
+            donated_rate: None,
+            estimated_rate: None,
+            outstanding_bytes: 1024,
+            files_held: 2,
+            sync: None,
+            delivery: None,
+            interfaces: vec![freshet_api::traffic::InterfaceCounters {
+                name: "eth0".into(),
+                ..Default::default()
+            }],
+            source: None,
+            ledger: LedgerView { delivered_bytes: 3 << 20, ..Default::default() },
+        }
+    }
+
+    #[test]
+    fn a_volunteer_is_shown_with_its_reason_and_ledger() {
+        let shown = text(|out| node(out, &sample()));
+        for part in ["edge (number 3)", "closed: its disk is full", "400 ms ago", "3 MiB", "eth0"] {
+            assert!(shown.contains(part), "{part} is missing in\n{shown}");
+        }
+        assert!(text(|out| nodes(out, &[sample()])).contains("edge"));
+        assert!(text(|out| nodes(out, &[])).contains("ctl node add"));
+    }
+
+    #[test]
+    fn the_chosen_volunteer_is_marked() {
+        let considered = |node, excluded: Option<&str>| Considered {
+            node: NodeId(node),
+            name: format!("n{node}"),
+            excluded: excluded.map(str::to_owned),
+            expected_finish_ms: Some(12.5),
+            outstanding_bytes: 0,
+            rate: None,
+        };
+        let shown = text(|out| {
+            explanation(
+                out,
+                &ExplainView {
+                    path: "/a".into(),
+                    client: "192.0.2.1".parse().unwrap(),
+                    decision: "redirect".into(),
+                    chosen: Some(NodeId(2)),
+                    considered: vec![considered(1, Some("draining")), considered(2, None)],
+                },
+            )
+        });
+        let marked = shown.lines().find(|line| line.contains("->")).unwrap();
+        assert!(marked.contains("n2") && shown.contains("draining"), "{shown}");
+    }
+}
