@@ -1,1 +1,39 @@
-//! bench/testbed.
+//! One testbed for the demo, the end-to-end tests and the bench: hosts, links with rates, and the processes
+//! in them, all owned by one guard.
+//!
+//! As root every host is a network namespace of its own, wired by veth pairs to a bridge that lives in a hub
+//! namespace; the root namespace gets no interface, address or route. Without root every host is an address of
+//! its own on loopback and links have no rate; [`Testbed::backend`] says which of the two it is and why.
+//!
+//! What is started here ends here: [`Testbed`]'s `Drop` ends every process and deletes every namespace, children
+//! die with the harness (parent-death signal), and what a killed harness left is removed by the next run, which
+//! touches only what belonged to an owner that is dead.
+//!
+//! It never measures with the programs under test: [`Host::interfaces`] reads the kernel's own counters. It knows
+//! nothing of Freshet's programs, and it never talks to a network outside the machine, except where
+//! [`repository`] has apt download real packages.
+#![forbid(unsafe_code)]
+
+mod cancel;
+mod error;
+mod host;
+mod interface;
+mod link;
+mod namespace;
+mod owner;
+mod process;
+pub mod repository;
+mod seat;
+mod skip;
+mod testbed;
+mod wait;
+
+pub use cancel::Cancel;
+pub use error::Error;
+pub use host::Host;
+pub use interface::InterfaceCounters;
+pub use link::{Link, Rate};
+pub use process::{Finished, Process, Program, Signal};
+pub use skip::{SKIPS, skip};
+pub use testbed::{Backend, HOSTS_MAX, NETWORKS_MAX, Options, Testbed};
+pub use wait::wait_until;

@@ -1,0 +1,305 @@
+//! The guard that owns a testbed: its networks, hosts and processes, and their end.
+//!
+//! It decides once, at the start, between namespaces and loopback and says so; nothing later falls back in silence.
+
+use std::fmt;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::geteuid;
+
+use crate::host::HostState;
+use crate::link::Link;
+use crate::namespace::{self, Wire};
+use crate::owner::{self, Run};
+use crate::process::ProcessState;
+use crate::{Cancel, Error, Host};
+
+/// How a testbed is to be set up; `Options::default()` takes namespaces where it may and loopback elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Never make namespaces, not even as root.
+    pub loopback: bool,
+    /// Where the processes' logs go; unless set, a directory of the run that is removed with it, or kept until the
+    /// next run when the harness panics.
+    pub logs: Option<PathBuf>,
+    /// Where runs are recorded; unless set, `/run/freshet-testbed` for root and one in the temporary directory for
+    /// others.
+    pub state: Option<PathBuf>,
+    /// Ends every wait when set.
+    pub cancel: Cancel,
+}
+
+/// What the hosts are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Every host is a network namespace; links have the rates that were asked for.
+    Namespaces,
+    /// Every host is an address on loopback; links have no rate, and all share the machine's `lo`.
+    Loopback {
+        /// Why it is not namespaces.
+        why: String,
+    },
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Namespaces => f.write_str("network namespaces, links with rates"),
+            Backend::Loopback { why } => write!(f, "loopback, links without rates ({why})"),
+        }
+    }
+}
+
+/// Hosts, the links between them and the processes in them; dropping it ends and removes all of it.
+#[derive(Debug)]
+pub struct Testbed {
+    inner: Arc<Inner>,
+}
+
+impl Testbed {
+    /// Removes what dead runs left, then opens a testbed of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the state directory cannot be used, or a leftover cannot be removed.
+    pub fn start(options: Options) -> Result<Testbed, Error> {
+        let state = options.state.unwrap_or_else(owner::default_state_dir);
+        let run = Run::open(&state)?;
+        let backend = choose(&run, options.loopback);
+        let own_logs = options.logs.is_none();
+        let logs = options.logs.unwrap_or_else(|| run.dir().join("logs"));
+        // From here on `Drop` cleans up, also when one of the next steps fails.
+        let testbed = Testbed {
+            inner: Arc::new(Inner {
+                run,
+                backend,
+                logs,
+                own_logs,
+                cancel: options.cancel,
+                networks: Mutex::default(),
+                hosts: Mutex::default(),
+                processes: Mutex::default(),
+            }),
+        };
+        let logs = &testbed.inner.logs;
+        fs::create_dir_all(logs).map_err(Error::io(format!("making {}", logs.display())))?;
+        Ok(testbed)
+    }
+
+    /// What the hosts are made of, and why.
+    #[must_use]
+    pub fn backend(&self) -> &Backend {
+        &self.inner.backend
+    }
+
+    /// Where the processes' logs are.
+    #[must_use]
+    pub fn logs(&self) -> &Path {
+        &self.inner.logs
+    }
+
+    /// Makes a host with one link. `name` is at most 20 of a-z, 0-9 and `-`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] and [`Error::Full`] as named there, and what `ip` and `tc` fail with.
+    pub fn host(&self, name: &str, link: &Link) -> Result<Host, Error> {
+        check_name(name, "host", HOST_NAME_MAX)?;
+        let state = {
+            let mut hosts = lock(&self.inner.hosts);
+            if hosts.len() >= HOSTS_MAX {
+                return Err(Error::Full { what: "hosts", max: HOSTS_MAX });
+            }
+            if name == HUB || hosts.iter().any(|host| host.name() == name) {
+                return Err(Error::Name { name: name.to_owned(), what: "host", max: HOST_NAME_MAX });
+            }
+            let netns = match self.inner.backend {
+                Backend::Namespaces => {
+                    let netns = self.inner.run.namespace(name);
+                    namespace::add(&netns)?;
+                    Some(netns)
+                }
+                Backend::Loopback { .. } => None,
+            };
+            let host = Arc::new(HostState::new(name, netns)?);
+            hosts.push(Arc::clone(&host));
+            host
+        };
+        let host = Host::new(Arc::downgrade(&self.inner), state);
+        host.add_link(link)?;
+        Ok(host)
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        let processes = std::mem::take(&mut *lock(&inner.processes));
+        let keep = inner.own_logs && std::thread::panicking();
+        if keep {
+            eprintln!("the testbed's logs stay in {} until the next run", inner.logs.display());
+            for process in &processes {
+                eprintln!("--- {}{}", process.name(), process.tail());
+            }
+        }
+        for process in &processes {
+            process.kill_and_reap();
+        }
+        for host in std::mem::take(&mut *lock(&inner.hosts)) {
+            host.leave();
+        }
+        if let Err(error) = inner.run.close(keep) {
+            // The next run tries again; a panic in a drop would only hide what came before.
+            eprintln!("the testbed could not remove everything: {error}");
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) run: Run,
+    backend: Backend,
+    pub(crate) logs: PathBuf,
+    own_logs: bool,
+    pub(crate) cancel: Cancel,
+    networks: Mutex<Vec<Network>>,
+    hosts: Mutex<Vec<Arc<HostState>>>,
+    pub(crate) processes: Mutex<Vec<Arc<ProcessState>>>,
+}
+
+#[derive(Debug)]
+struct Network {
+    name: String,
+    links: u16,
+}
+
+/// The addresses that a new link's end has in its host.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+}
+
+impl Inner {
+    /// Lays a link from `netns` to the link's network, which is made when it is new.
+    pub(crate) fn add_link(&self, netns: Option<&str>, link: &Link) -> Result<Addresses, Error> {
+        check_name(&link.network, "network", NETWORK_NAME_MAX)?;
+        check_name(&link.interface, "interface", INTERFACE_NAME_MAX)?;
+        let mut networks = lock(&self.networks);
+        let index = match networks.iter().position(|network| network.name == link.network) {
+            Some(index) => index,
+            None if networks.len() >= NETWORKS_MAX => {
+                return Err(Error::Full { what: "networks", max: NETWORKS_MAX });
+            }
+            None => {
+                if netns.is_some() {
+                    namespace::add_bridge(&self.run.namespace(HUB), &bridge(networks.len()))?;
+                }
+                networks.push(Network { name: link.network.clone(), links: 0 });
+                networks.len() - 1
+            }
+        };
+        networks[index].links += 1;
+        let place = networks[index].links;
+        let network = u8::try_from(index).map_err(|_| Error::Full { what: "networks", max: NETWORKS_MAX })?;
+        let Some(netns) = netns else {
+            let v4 = loopback_address(self.run.number(), network, place);
+            return Ok(Addresses { v4, v6: Ipv6Addr::LOCALHOST });
+        };
+        let [high, low] = place.to_be_bytes();
+        let v4 = Ipv4Addr::new(10, FIRST_NETWORK + network, high, low);
+        let v6 = Ipv6Addr::new(0xfd66, 0, 0, u16::from(network), 0, 0, 0, place);
+        let wire = Wire {
+            hub: &self.run.namespace(HUB),
+            bridge: &bridge(index),
+            port: &format!("n{index}p{place}"),
+            host: netns,
+            v4: &format!("{v4}/16"),
+            v6: &format!("{v6}/64"),
+        };
+        namespace::add_link(&wire, link)?;
+        Ok(Addresses { v4, v6 })
+    }
+}
+
+fn choose(run: &Run, loopback: bool) -> Backend {
+    if loopback {
+        return Backend::Loopback { why: "asked for".to_owned() };
+    }
+    if !geteuid().is_root() {
+        return Backend::Loopback { why: "namespaces need root".to_owned() };
+    }
+    match namespace::add(&run.namespace(HUB)) {
+        Ok(()) => Backend::Namespaces,
+        Err(error) => Backend::Loopback { why: error.to_string() },
+    }
+}
+
+fn bridge(network: usize) -> String {
+    format!("br{network}")
+}
+
+/// An address in 127/8 that other runs are unlikely to use, so that the ports of two runs do not meet.
+fn loopback_address(run: u32, network: u8, place: u16) -> Ipv4Addr {
+    let [_, _, a, b] = run.to_be_bytes();
+    let [_, low] = (place + u16::from(network) * 32).to_be_bytes();
+    Ipv4Addr::new(127, 64 | (a & 63), b, low)
+}
+
+fn check_name(name: &str, what: &'static str, max: usize) -> Result<(), Error> {
+    let fits = (1..=max).contains(&name.len())
+        && !name.starts_with('-')
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if fits { Ok(()) } else { Err(Error::Name { name: name.to_owned(), what, max }) }
+}
+
+/// Locks even when a thread that held the lock has panicked: tearing down must go on.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The most hosts that one testbed has.
+pub const HOSTS_MAX: usize = 200;
+/// The most networks that one testbed has.
+pub const NETWORKS_MAX: usize = 6;
+const HOST_NAME_MAX: usize = 20;
+const NETWORK_NAME_MAX: usize = 20;
+const INTERFACE_NAME_MAX: usize = 15;
+/// Networks are 10.64.0.0/16, 10.65.0.0/16, ...; in namespaces of their own they meet no real ones.
+const FIRST_NETWORK: u8 = 64;
+const HUB: &str = "hub";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_ip_would_choke_on_are_refused() {
+        for bad in ["", "-a", "a b", "a/b", "A", "a.b", "abcdefghijklmnopqrstu"] {
+            assert!(check_name(bad, "host", HOST_NAME_MAX).is_err(), "{bad}");
+        }
+        assert!(check_name("volunteer-1", "host", HOST_NAME_MAX).is_ok());
+    }
+
+    #[test]
+    fn two_hosts_of_one_name_are_refused() {
+        let state = tempfile::tempdir().unwrap();
+        let options = Options { loopback: true, state: Some(state.path().to_owned()), ..Options::default() };
+        let testbed = Testbed::start(options).unwrap();
+        testbed.host("a", &Link::new()).unwrap();
+        assert!(matches!(testbed.host("a", &Link::new()), Err(Error::Name { .. })));
+        assert!(matches!(testbed.host("hub", &Link::new()), Err(Error::Name { .. })));
+    }
+
+    #[test]
+    fn loopback_addresses_are_distinct_within_a_run() {
+        let mut seen = std::collections::BTreeSet::new();
+        for place in 1..=20 {
+            assert!(seen.insert(loopback_address(7, 0, place)));
+        }
+        assert!(seen.iter().all(Ipv4Addr::is_loopback));
+    }
+}

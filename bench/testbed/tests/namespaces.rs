@@ -1,0 +1,170 @@
+//! The testbed on the kernel itself: namespaces, links with rates, processes, and what is left when all is over.
+//!
+//! Needs root and iproute2 for namespaces; without them the same is tried on loopback and the rest is skipped.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use freshet_testbed::{
+    Backend, Error, Host, Link, Options, Program, Rate, Signal, Testbed, skip, wait_until,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn namespaces(test: &str) -> Option<Testbed> {
+    let testbed = Testbed::start(Options::default()).unwrap();
+    if let Backend::Loopback { why } = testbed.backend() {
+        skip(test, why);
+        return None;
+    }
+    Some(testbed)
+}
+
+/// Sends `bytes` from one host to another and gives the time until the last one has arrived.
+fn transfer(from: &Host, to: &Host, bytes: usize) -> Duration {
+    let addr = to.addr().unwrap();
+    let listener = to.on_seat(move || TcpListener::bind((addr, 0)).unwrap()).unwrap();
+    let target = listener.local_addr().unwrap();
+    let stream = from.on_seat(move || TcpStream::connect(target).unwrap()).unwrap();
+    let started = Instant::now();
+    let sender = std::thread::spawn(move || {
+        let mut stream = stream;
+        let block = vec![7; 65536];
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(block.len());
+            stream.write_all(&block[..part]).unwrap();
+            left -= part;
+        }
+    });
+    let (mut receiver, _) = listener.accept().unwrap();
+    let mut received = Vec::new();
+    receiver.read_to_end(&mut received).unwrap();
+    sender.join().unwrap();
+    assert_eq!(received.len(), bytes);
+    started.elapsed()
+}
+
+fn interface(host: &Host, name: &str) -> freshet_testbed::InterfaceCounters {
+    host.interfaces().unwrap().into_iter().find(|interface| interface.name == name).unwrap()
+}
+
+#[test]
+fn a_rate_limits_its_direction_and_the_kernel_counts_the_bytes() {
+    let Some(testbed) = namespaces("a_rate_limits_its_direction_and_the_kernel_counts_the_bytes") else {
+        return;
+    };
+    let slow = testbed.host("slow", &Link::new().up(Rate::mbit(40)).down(Rate::mbit(20))).unwrap();
+    let fast = testbed.host("fast", &Link::new()).unwrap();
+    let before = interface(&slow, "eth0");
+
+    const BYTES: usize = 5_000_000;
+    let up = transfer(&slow, &fast, BYTES);
+    let down = transfer(&fast, &slow, BYTES);
+
+    // 5 MB take 1 s at 40 Mbit/s and 2 s at 20; the burst and the queue take a little off, a busy machine adds.
+    assert!(up > Duration::from_millis(800), "{up:?}");
+    assert!(down > Duration::from_millis(1600), "{down:?}");
+    assert!(up < Duration::from_secs(10) && down < Duration::from_secs(15), "{up:?} {down:?}");
+    let after = interface(&slow, "eth0");
+    let (tx, rx) = (after.tx_bytes - before.tx_bytes, after.rx_bytes - before.rx_bytes);
+    // The payload, its headers (4.6 % at a 1500 byte MTU) and the other direction's acknowledgements.
+    for counted in [tx, rx] {
+        let ratio = counted as f64 / BYTES as f64;
+        assert!((1.0..1.3).contains(&ratio), "{ratio}");
+    }
+}
+
+#[test]
+fn hosts_are_apart_from_the_machine_and_from_each_other() {
+    let Some(testbed) = namespaces("hosts_are_apart_from_the_machine_and_from_each_other") else { return };
+    let a = testbed.host("a", &Link::new()).unwrap();
+    let b = testbed.host("b", &Link::new()).unwrap();
+    b.add_link(&Link::new().network("second").interface("eth1")).unwrap();
+    let names: Vec<String> = b.interfaces().unwrap().into_iter().map(|interface| interface.name).collect();
+    assert_eq!(names, ["lo", "eth0", "eth1"]);
+
+    let addr = b.addr().unwrap();
+    let listener = b.on_seat(move || TcpListener::bind((addr, 0)).unwrap()).unwrap();
+    let target = listener.local_addr().unwrap();
+    assert!(a.reaches(target).unwrap());
+    assert!(
+        TcpStream::connect_timeout(&target, Duration::from_millis(250)).is_err(),
+        "reached from the root"
+    );
+    let v6 = SocketAddr::from((b.addr_v6().unwrap(), 0));
+    let listener = b.on_seat(move || TcpListener::bind(v6).unwrap()).unwrap();
+    assert!(a.reaches(listener.local_addr().unwrap()).unwrap());
+
+    b.set_link("eth0", false).unwrap();
+    assert!(!a.reaches(target).unwrap());
+    b.set_link("eth0", true).unwrap();
+    a.wait_for_port(target, PATIENCE).unwrap();
+}
+
+#[test]
+fn a_process_lives_in_its_host_and_writes_its_log() {
+    let testbed = Testbed::start(Options::default()).unwrap();
+    let host = testbed.host("h", &Link::new()).unwrap();
+    let shell =
+        Program::new("sh").args(["-c", "echo up and running; readlink /proc/self/ns/net; exec sleep 600"]);
+    let process = host.start("sleeper", &shell).unwrap();
+    process.wait_for_line("up and running", PATIENCE).unwrap();
+    let namespace = process.wait_for_line("net:[", PATIENCE).unwrap();
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap().to_string_lossy().into_owned();
+    let apart = matches!(testbed.backend(), Backend::Namespaces);
+    assert_eq!(namespace != own, apart);
+    assert!(process.is_running().unwrap());
+
+    process.signal(Signal::TERM).unwrap();
+    assert!(!process.wait(PATIENCE).unwrap().success());
+    assert!(process.signal(Signal::TERM).is_err());
+}
+
+#[test]
+fn a_process_that_ends_too_early_is_told_with_its_last_words() {
+    let testbed = Testbed::start(Options::default()).unwrap();
+    let host = testbed.host("h", &Link::new()).unwrap();
+    let process = host.start("liar", &Program::new("sh").args(["-c", "echo I cannot; exit 4"])).unwrap();
+    let error = process.wait_for_line("ready", PATIENCE).unwrap_err();
+    assert!(matches!(error, Error::Ended { .. }), "{error}");
+    assert!(error.to_string().contains("I cannot"), "{error}");
+}
+
+#[test]
+fn run_gives_what_was_written_and_ends_what_takes_too_long() {
+    let testbed = Testbed::start(Options::default()).unwrap();
+    let host = testbed.host("h", &Link::new()).unwrap();
+    let finished =
+        host.run(&Program::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]), PATIENCE).unwrap();
+    assert_eq!((finished.text().as_str(), finished.stderr.as_str()), ("out\n", "err\n"));
+    assert_eq!(finished.status.code(), Some(3));
+    let error = host.run(&Program::new("sleep").arg("600"), Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn dropping_the_testbed_ends_processes_and_their_children_and_removes_namespaces() {
+    let state = tempfile::tempdir().unwrap();
+    let options = Options { state: Some(state.path().to_owned()), ..Options::default() };
+    let testbed = Testbed::start(options).unwrap();
+    let host = testbed.host("h", &Link::new()).unwrap();
+    let shell = Program::new("sh").args(["-c", "sleep 600 & echo child $!; wait"]);
+    let process = host.start("parent", &shell).unwrap();
+    let line = process.wait_for_line("child", PATIENCE).unwrap();
+    let child = line.split_whitespace().last().unwrap().to_owned();
+    let namespace = host.namespace();
+    drop(testbed);
+
+    let gone = |path: &Path| {
+        wait_until("the end", PATIENCE, &Default::default(), || Ok((!path.exists()).then_some(())))
+    };
+    gone(Path::new(&format!("/proc/{child}"))).unwrap();
+    if let Some(namespace) = namespace {
+        assert!(!namespace.exists());
+    }
+    assert!(std::fs::read_dir(state.path()).unwrap().next().is_none());
+    assert!(matches!(host.interfaces(), Err(Error::Gone { .. })));
+}
