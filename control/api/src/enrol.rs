@@ -124,7 +124,6 @@ pub struct JoinStringError;
 
 /// `POST /v1/join`: a host asks to become the volunteer that a join string was made for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// The join string's.
     pub secret: Secret,
@@ -139,7 +138,6 @@ pub struct JoinRequest {
 /// Control's answer to a [`JoinRequest`]. The same request again gets the same answer, so that an answer
 /// lost on the way costs nothing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JoinReply {
     /// The volunteer's number.
     pub node: NodeId,

@@ -11,7 +11,6 @@ use crate::units::BytesPerSec;
 
 /// `POST /v1/heartbeat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// Random at each start of the daemon: counters begin anew with it.
     pub boot: u64,
@@ -54,7 +53,6 @@ pub enum Readiness {
 
 /// Counters of the delivery port since the daemon's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DeliveryCounters {
     /// Responses with a file.
     pub responses: u64,
@@ -78,7 +76,6 @@ pub struct DeliveryCounters {
 
 /// How far a mirror is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SyncProgress {
     /// [`Manifest::sequence`](crate::manifest::Manifest::sequence) that is complete on disk; 0 for none.
     pub complete: u64,
@@ -98,7 +95,6 @@ pub struct SyncProgress {
 
 /// A change of what a volunteer holds and serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HoldingsDelta {
     /// Files it can serve since the last acknowledged heartbeat; at most [`DELTA_MAX`], the rest comes next time.
     pub added: Vec<FileId>,
@@ -112,7 +108,6 @@ pub struct HoldingsDelta {
 
 /// What control says to a heartbeat, after everything in it that must last is on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HeartbeatReply {
     /// When the next one is due, milliseconds (50 ..= 60,000).
     pub interval_ms: u64,

@@ -63,7 +63,6 @@ pub struct InOut {
 
 /// The counters of one interface; all of them only ever grow while `epoch` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct InterfaceCounters {
     /// The interface's name.
     pub name: String,
