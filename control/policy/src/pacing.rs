@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use freshet_api::{Bytes, BytesPerSec};
 
+use crate::draw::mix;
 use crate::moment::Moment;
 
 /// What a pacer answers.
@@ -24,24 +25,27 @@ pub enum Pace {
 /// One rate, kept over any stretch of time to within one burst and one chunk. Shared by threads.
 ///
 /// The burst is 64 KiB, or 4 ms of the rate where that is more: what a late timer loses is made up
-/// from it.
+/// from it. Whoever must wait is given a slot behind those who wait already, so that equal senders
+/// get equal parts; a slot whose owner never returns is used up by whoever asks next.
 #[derive(Debug)]
 pub struct TokenBucket {
     /// Bytes per second; [`UNLIMITED`] for none.
     rate: AtomicU64,
     /// Theoretical arrival time, in [`TICKS_PER_NANO`]ths of a nanosecond.
     due: AtomicU64,
+    queue: Queue,
 }
 
 impl TokenBucket {
     /// A bucket that lets `rate` through, beginning with a full burst; 0 lets nothing through.
     pub fn new(rate: BytesPerSec) -> TokenBucket {
-        TokenBucket { rate: AtomicU64::new(rate.0.min(UNLIMITED - 1)), due: AtomicU64::new(0) }
+        let rate = AtomicU64::new(rate.0.min(UNLIMITED - 1));
+        TokenBucket { rate, due: AtomicU64::new(0), queue: Queue::default() }
     }
 
     /// A bucket that lets everything through.
     pub fn unlimited() -> TokenBucket {
-        TokenBucket { rate: AtomicU64::new(UNLIMITED), due: AtomicU64::new(0) }
+        TokenBucket { rate: AtomicU64::new(UNLIMITED), due: AtomicU64::new(0), queue: Queue::default() }
     }
 
     /// The rate in force, or none when unlimited.
@@ -69,31 +73,14 @@ impl TokenBucket {
         });
         // Nothing owed is nothing to rescale.
         let _ = rescaled;
+        self.queue.clear();
     }
 
     /// Takes up to `want` bytes at `now`.
     pub fn take(&self, want: u64, now: Moment) -> Pace {
-        let rate = self.rate.load(Ordering::Relaxed);
-        if want == 0 || rate == UNLIMITED {
-            return Pace::Bytes(want);
-        }
-        if rate == 0 {
-            return Pace::Wait(WAIT_MAX);
-        }
-        let now = ticks(now);
-        let bytes = want.min(chunk(rate));
-        let cost = cost(bytes, rate);
-        let floor = now.saturating_sub(burst_ticks(rate));
-        let mut due = self.due.load(Ordering::Acquire);
-        loop {
-            let from = due.max(floor);
-            if from > now {
-                return Pace::Wait(wait(from - now));
-            }
-            match self.due.compare_exchange_weak(due, from + cost, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Pace::Bytes(bytes),
-                Err(current) => due = current,
-            }
+        match self.try_take(want, now, self.queue.length(now)) {
+            Ok(bytes) => Pace::Bytes(bytes),
+            Err(due) => Pace::Wait(self.queue.join(now, due, self.rate.load(Ordering::Relaxed))),
         }
     }
 
@@ -111,6 +98,82 @@ impl TokenBucket {
         // The closure always answers, so the update always succeeds.
         let _ = charged;
     }
+
+    /// Gives back bytes that were taken and not sent.
+    fn refund(&self, bytes: u64) {
+        let rate = self.rate.load(Ordering::Relaxed);
+        if bytes > 0 && rate != UNLIMITED && rate != 0 {
+            self.due.fetch_sub(cost(bytes, rate), Ordering::AcqRel);
+        }
+    }
+
+    /// Takes up to `want` bytes, or tells from when on there are some, in ticks. `queued` is how long
+    /// the queue is of those who wait.
+    fn try_take(&self, want: u64, now: Moment, queued: u64) -> Result<u64, u64> {
+        let rate = self.rate.load(Ordering::Relaxed);
+        if want == 0 || rate == UNLIMITED {
+            return Ok(want);
+        }
+        if rate == 0 {
+            return Err(u64::MAX);
+        }
+        let now = ticks(now);
+        let bytes = want.min(chunk(rate, queued));
+        let cost = cost(bytes, rate);
+        let floor = now.saturating_sub(burst_ticks(rate));
+        let mut due = self.due.load(Ordering::Acquire);
+        loop {
+            let from = due.max(floor);
+            if from > now {
+                return Err(from);
+            }
+            match self.due.compare_exchange_weak(due, from + cost, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(bytes),
+                Err(current) => due = current,
+            }
+        }
+    }
+}
+
+/// Slots for those who wait: one after the other, each as long as its bytes take.
+#[derive(Debug, Default)]
+struct Queue {
+    /// End of the last slot given out, in ticks.
+    tail: AtomicU64,
+}
+
+impl Queue {
+    /// Books a slot of one chunk at `rate`, no earlier than `due`; how long until it begins.
+    fn join(&self, now: Moment, due: u64, rate: u64) -> Duration {
+        let now = ticks(now);
+        if rate == UNLIMITED || rate == 0 || due == u64::MAX {
+            return WAIT_MAX;
+        }
+        let mut tail = self.tail.load(Ordering::Acquire);
+        loop {
+            let slot = tail.max(due).max(now);
+            if slot - now >= WAIT_TICKS_MAX {
+                return WAIT_MAX;
+            }
+            let end = slot + cost(chunk(rate, slot - now), rate);
+            match self.tail.compare_exchange_weak(tail, end, Ordering::AcqRel, Ordering::Acquire) {
+                // Some disorder among several that wait: two classes whose slots march in step would
+                // otherwise serve the same senders in every round.
+                Ok(_) if tail > due.max(now) => return wait(slot - now + mix(tail) % (end - slot + 1)),
+                Ok(_) => return wait((slot - now).max(1)),
+                Err(current) => tail = current,
+            }
+        }
+    }
+
+    /// From now to the end of the last slot, in ticks.
+    fn length(&self, now: Moment) -> u64 {
+        self.tail.load(Ordering::Acquire).saturating_sub(ticks(now))
+    }
+
+    fn clear(&self) {
+        self.tail.store(0, Ordering::Release);
+    }
 }
 
 /// A total rate shared among classes: each has a minimum share that nobody can take from it, and what
@@ -122,6 +185,9 @@ pub struct SharedPacer {
     guaranteed: [TokenBucket; CLASSES],
     /// What each class may never exceed.
     ceilings: [TokenBucket; CLASSES],
+    /// Who waits, by class. Paced at the total: a class that gets less finds some slots empty-handed
+    /// and queues again, one that may borrow all of it loses nothing.
+    queues: [Queue; CLASSES],
 }
 
 impl SharedPacer {
@@ -131,6 +197,7 @@ impl SharedPacer {
             total: TokenBucket::unlimited(),
             guaranteed: std::array::from_fn(|_| TokenBucket::new(BytesPerSec(0))),
             ceilings: std::array::from_fn(|_| TokenBucket::unlimited()),
+            queues: std::array::from_fn(|_| Queue::default()),
         }
     }
 
@@ -148,6 +215,7 @@ impl SharedPacer {
             let rate = total.map_or(0, |total| (total.0 as f64 * f64::from(share)) as u64);
             bucket.set_rate(Some(BytesPerSec(rate)), now);
         }
+        self.queues.iter().for_each(Queue::clear);
     }
 
     /// Puts a ceiling on one class (none lifts it). Classes from [`CLASSES`] on count as class 0.
@@ -168,37 +236,30 @@ impl SharedPacer {
     /// Takes up to `want` bytes for `class` at `now`.
     pub fn take(&self, class: u8, want: u64, now: Moment) -> Pace {
         let class = index(class);
-        let want = match self.ceilings[class].take(want, now) {
+        let ceiling = &self.ceilings[class];
+        let want = match ceiling.take(want, now) {
             Pace::Bytes(bytes) => bytes,
             wait @ Pace::Wait(_) => return wait,
         };
-        let first = match self.guaranteed[class].take(want, now) {
-            Pace::Bytes(bytes) => {
+        let queued = self.queues[class].length(now);
+        let own = match self.guaranteed[class].try_take(want, now, queued) {
+            Ok(bytes) => {
                 // Guaranteed bytes go out at once; the total is charged, so that borrowers make room.
                 self.total.charge(bytes, now);
-                self.refund_ceiling(class, want - bytes);
+                ceiling.refund(want - bytes);
                 return Pace::Bytes(bytes);
             }
-            Pace::Wait(wait) => wait,
+            Err(due) => due,
         };
-        match self.total.take(want, now) {
-            Pace::Bytes(bytes) => {
-                self.refund_ceiling(class, want - bytes);
-                Pace::Bytes(bytes)
+        let shared = match self.total.try_take(want, now, queued) {
+            Ok(bytes) => {
+                ceiling.refund(want - bytes);
+                return Pace::Bytes(bytes);
             }
-            Pace::Wait(wait) => {
-                self.refund_ceiling(class, want);
-                Pace::Wait(wait.min(first))
-            }
-        }
-    }
-
-    fn refund_ceiling(&self, class: usize, bytes: u64) {
-        let bucket = &self.ceilings[class];
-        let rate = bucket.rate.load(Ordering::Relaxed);
-        if bytes > 0 && rate != UNLIMITED && rate != 0 {
-            bucket.due.fetch_sub(cost(bytes, rate), Ordering::AcqRel);
-        }
+            Err(due) => due,
+        };
+        ceiling.refund(want);
+        Pace::Wait(self.queues[class].join(now, own.min(shared), self.total.rate.load(Ordering::Relaxed)))
     }
 }
 
@@ -238,15 +299,22 @@ pub const CLASSES: usize = 4;
 /// The most bytes one take grants.
 pub const CHUNK_BYTES_MAX: Bytes = Bytes(64 * 1024);
 /// The longest that a pacer lets anyone wait before asking again.
-pub const WAIT_MAX: Duration = Duration::from_millis(50);
+pub const WAIT_MAX: Duration = Duration::from_millis(100);
 
 fn index(class: u8) -> usize {
     if (class as usize) < CLASSES { class as usize } else { 0 }
 }
 
-/// Bytes per take at `rate`: 64 KiB, less where that would be more than 20 ms.
-fn chunk(rate: u64) -> u64 {
-    (rate / CHUNKS_PER_SEC_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX.0)
+/// Bytes per take at `rate`: 64 KiB, less where that would be more than 20 ms, and less the longer
+/// the queue of those who wait (`queued` ticks), so that many senders still come round in time.
+fn chunk(rate: u64, queued: u64) -> u64 {
+    let whole = (rate / CHUNKS_PER_SEC_MIN).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX.0);
+    let part = match queued {
+        _ if queued <= WAIT_TICKS_MAX / 8 => 1,
+        _ if queued <= WAIT_TICKS_MAX / 3 => 4,
+        _ => 16,
+    };
+    (whole / part).max(CHUNK_BYTES_MIN)
 }
 
 /// Ticks that `bytes` take at `rate`, rounded up: rounding never makes the rate exceeded.
@@ -272,6 +340,7 @@ const UNLIMITED: u64 = u64::MAX;
 /// Fractions of a nanosecond keep small takes at high rates exact.
 const TICKS_PER_NANO: u64 = 64;
 const TICKS_PER_SEC: u64 = TICKS_PER_NANO * 1_000_000_000;
+const WAIT_TICKS_MAX: u64 = TICKS_PER_SEC / 10;
 const BURST_BYTES: u64 = 64 * 1024;
 /// 4 ms: the lateness of a timer on a busy machine.
 const BURST_TICKS_MIN: u64 = TICKS_PER_SEC / 250;
@@ -323,7 +392,8 @@ mod tests {
                 let start = Moment::from_secs_f64(100.0);
                 greedy(&|_, want, now| bucket.take(want, now), 1, start, 1.0, 0);
                 let take = |_, want, now| bucket.take(want, now);
-                let sent: u64 = greedy(&take, flows, start + Duration::from_secs(1), 10.0, late_us).iter().sum();
+                let sent: u64 =
+                    greedy(&take, flows, start + Duration::from_secs(1), 10.0, late_us).iter().sum();
                 let error = sent as f64 / (rate as f64 * 10.0) - 1.0;
                 // 20 microseconds between takes is all the machine of this test can do: 26 Gbit/s.
                 assert!(error.abs() <= 0.002, "{mbit} Mbit/s, {flows} flows: {error:+.4}");
@@ -388,14 +458,57 @@ mod tests {
         assert!(sent[0] as f64 > 7.9e7, "{sent:?}");
     }
 
-    #[test]
-    fn equal_flows_get_equal_parts() {
-        let bucket = TokenBucket::new(BytesPerSec(25_000_000));
-        let sent = greedy(&|_, want, now| bucket.take(want, now), 64, Moment::from_secs_f64(1.0), 10.0, 130);
+    fn jain(sent: &[u64]) -> f64 {
         let sum: f64 = sent.iter().map(|&b| b as f64).sum();
         let squares: f64 = sent.iter().map(|&b| (b as f64).powi(2)).sum();
-        let jain = sum * sum / (64.0 * squares);
-        assert!(jain > 0.99, "Jain {jain}");
+        sum * sum / (sent.len() as f64 * squares)
+    }
+
+    #[test]
+    fn equal_flows_get_equal_parts() {
+        let start = Moment::from_secs_f64(1.0);
+        for mbit in [50, 200] {
+            let rate = BytesPerSec(mbit * 125_000);
+            for late_us in [0, 130, 1100] {
+                let bucket = TokenBucket::new(rate);
+                let sent = greedy(&|_, want, now| bucket.take(want, now), 64, start, 10.0, late_us);
+                assert!(jain(&sent) > 0.99, "{mbit} Mbit/s, bucket: Jain {}", jain(&sent));
+                for share in [0.0, 0.5, 1.0] {
+                    let pacer = SharedPacer::new(rate, Shares::between(share));
+                    let take = |_: usize, want, now| pacer.take(DELIVERY, want, now);
+                    let sent = greedy(&take, 64, start, 10.0, late_us);
+                    assert!(jain(&sent) > 0.99, "{mbit} Mbit/s, share {share}: Jain {}", jain(&sent));
+                    let pacer = SharedPacer::new(rate, Shares::between(share));
+                    let take = |flow, want, now| pacer.take([DELIVERY, SYNC][flow % 2], want, now);
+                    let sent = greedy(&take, 32, start, 10.0, late_us);
+                    let (delivery, sync): (Vec<_>, Vec<_>) =
+                        sent.chunks(2).map(|pair| (pair[0], pair[1])).unzip();
+                    let total: u64 = sent.iter().sum();
+                    assert!((total as f64 / (rate.0 as f64 * 10.0) - 1.0).abs() < 0.01, "{total}");
+                    for (class, part, share) in [("delivery", delivery, share), ("sync", sync, 1.0 - share)] {
+                        if share > 0.0 {
+                            assert!(
+                                jain(&part) > 0.9,
+                                "{mbit} Mbit/s, {class} {share}: Jain {}",
+                                jain(&part)
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slots_of_senders_that_went_away_are_not_lost() {
+        let bucket = TokenBucket::new(BytesPerSec(25_000_000));
+        let start = Moment::from_secs_f64(1.0);
+        while let Pace::Bytes(_) = bucket.take(1 << 20, start) {}
+        for _ in 0..1000 {
+            bucket.take(1 << 20, start);
+        }
+        let sent: u64 = greedy(&|_, want, now| bucket.take(want, now), 4, start, 5.0, 100).iter().sum();
+        assert!(sent as f64 > 25e6 * 5.0 * 0.98, "{sent}");
     }
 
     #[test]

@@ -218,8 +218,8 @@ impl ReservationLedger {
 
     fn account(&self, node: NodeId) -> &Account {
         let (segment, index) = position(node);
-        &self.segments[segment]
-            .get_or_init(|| (0..SEGMENT_ACCOUNTS).map(|_| Account::default()).collect())[index]
+        &self.segments[segment].get_or_init(|| (0..SEGMENT_ACCOUNTS).map(|_| Account::default()).collect())
+            [index]
     }
 
     /// Removes and returns the client's earlier promise for this file, if it is recent enough.
@@ -321,8 +321,8 @@ impl Past {
         self.totals.drain(..keep_from);
         let mut last_kept = None;
         self.totals.retain(|&(at, _)| {
-            let keep = at >= fine_from
-                || last_kept.is_none_or(|kept: Moment| at.since(kept) >= terms.hold / COARSE);
+            let keep =
+                at >= fine_from || last_kept.is_none_or(|kept: Moment| at.since(kept) >= terms.hold / COARSE);
             if keep {
                 last_kept = Some(at);
             }

@@ -42,7 +42,13 @@ pub trait Selector: Send + Sync + fmt::Debug {
     ) -> Option<Choice>;
 
     /// Picks one of `field` for `request`, or none when nobody may serve it.
-    fn select(&self, field: &dyn Field, request: &RequestFacts<'_>, now: Moment, seed: u64) -> Option<Choice> {
+    fn select(
+        &self,
+        field: &dyn Field,
+        request: &RequestFacts<'_>,
+        now: Moment,
+        seed: u64,
+    ) -> Option<Choice> {
         self.pick(field, request, now, seed, &mut Unwitnessed)
     }
 
@@ -413,7 +419,13 @@ impl Witness for Record<'_> {
 }
 
 /// The numbers of `candidate`, with what the algorithm compared.
-fn score(candidate: &Candidate, request: &RequestFacts<'_>, value: f64, unit: ScoreUnit, factor: f64) -> Score {
+fn score(
+    candidate: &Candidate,
+    request: &RequestFacts<'_>,
+    value: f64,
+    unit: ScoreUnit,
+    factor: f64,
+) -> Score {
     Score {
         value,
         unit,
@@ -457,8 +469,8 @@ fn sample(
             }
         }
     };
-    // Probing beats scanning only while most probes hit something new.
-    if len > wanted * 2 {
+    // Who weighs everybody anyway need not probe.
+    if len > wanted {
         for _ in 0..wanted * PROBES_PER_WANTED {
             if found == wanted {
                 return;
@@ -502,12 +514,7 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn request(size: u64) -> RequestFacts<'static> {
-        RequestFacts {
-            size: Bytes(size),
-            reach: Reach::V4.and(Reach::HTTP),
-            client_rate: None,
-            tried: &[],
-        }
+        RequestFacts { size: Bytes(size), reach: Reach::V4.and(Reach::HTTP), client_rate: None, tried: &[] }
     }
 
     /// How often each node is picked in `rounds` rounds with different seeds.
@@ -606,7 +613,11 @@ mod tests {
             let field: Vec<_> = (1..=5).map(candidate).collect();
             let told = selector.explain(&field, &request(1000), Moment::ZERO, 9);
             let choice = told.choice.unwrap();
-            assert_eq!(told.verdicts[choice.index], (choice.node, Verdict::Weighed(choice.score)), "{selector:?}");
+            assert_eq!(
+                told.verdicts[choice.index],
+                (choice.node, Verdict::Weighed(choice.score)),
+                "{selector:?}"
+            );
             assert_eq!(told.verdicts.len(), 5);
         }
     }

@@ -6,7 +6,8 @@
 //! power of two choices in randomized load balancing", 2001).
 
 use super::{
-    Choice, Field, Nearness, RequestFacts, SAMPLE_MAX, ScoreUnit, Selector, Standing, Verdict, Witness, sample, score,
+    Choice, Field, Nearness, RequestFacts, SAMPLE_MAX, ScoreUnit, Selector, Standing, Verdict, Witness,
+    sample, score,
 };
 use crate::draw::Draw;
 use crate::moment::Moment;
@@ -60,7 +61,8 @@ impl Selector for ExpectedFinishTime {
         let mut count = 0;
         sample(field, request, self.sample, &mut draw, witness, &mut |index, candidate| {
             let suspicion = if candidate.standing == Standing::Suspect { SUSPECT_FACTOR } else { 1.0 };
-            let factor = self.nearness_factor(candidate.nearness) * f64::from(candidate.budget_price) * suspicion;
+            let factor =
+                self.nearness_factor(candidate.nearness) * f64::from(candidate.budget_price) * suspicion;
             let value = candidate.finish_secs(request) * factor;
             let score = score(candidate, request, value, ScoreUnit::Seconds, factor);
             weighed[count] = (index, Some(score));
@@ -100,7 +102,8 @@ mod tests {
     #[test]
     fn a_fast_node_with_a_queue_may_beat_a_slow_idle_one() {
         let slow = candidate(1);
-        let fast = Candidate { rate: BytesPerSec(100_000_000), outstanding: Bytes(50_000_000), ..candidate(2) };
+        let fast =
+            Candidate { rate: BytesPerSec(100_000_000), outstanding: Bytes(50_000_000), ..candidate(2) };
         assert_eq!(picked(&vec![slow, fast], &request(10_000_000)), NodeId(2));
         assert_eq!(picked(&vec![slow, fast], &request(10_000)), NodeId(1));
     }
@@ -111,8 +114,9 @@ mod tests {
         let field = vec![candidate(1), Candidate { rate: BytesPerSec(100_000_000), ..candidate(2) }];
         let facts = RequestFacts { client_rate: Some(BytesPerSec(1000)), ..request(10_000) };
         let selector = ExpectedFinishTime::default();
-        let to_slow =
-            (0..200).filter(|&seed| selector.select(&field, &facts, Moment::ZERO, seed).unwrap().index == 0).count();
+        let to_slow = (0..200)
+            .filter(|&seed| selector.select(&field, &facts, Moment::ZERO, seed).unwrap().index == 0)
+            .count();
         assert!((50..150).contains(&to_slow), "{to_slow}");
     }
 

@@ -44,8 +44,7 @@ impl Selector for StaticWeights {
             if nearest.is_none_or(|nearest| candidate.nearness < nearest) {
                 nearest = Some(candidate.nearness);
                 best = Some(choice);
-            } else if nearest == Some(candidate.nearness)
-                && best.is_none_or(|best| drawn < best.score.value)
+            } else if nearest == Some(candidate.nearness) && best.is_none_or(|best| drawn < best.score.value)
             {
                 best = Some(choice);
             }
