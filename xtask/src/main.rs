@@ -1,3 +1,53 @@
-//! bin.
+//! `cargo xtask <verb>`: the one front door for a developer, one file per verb. CI calls the same verbs.
+//!
+//! It builds, checks and shows the programs; nothing of it is part of them.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod lint;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// What a developer does with Freshet.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run every test, with the set-up done first; says which were skipped and why.
+    Test(test::Arguments),
+    /// Check format, clippy's warnings, and that the tree is what ARCHITECTURE.md says.
+    Lint,
+    /// Check that the tree is what ARCHITECTURE.md says; a part of `lint`.
+    Tidy,
+    /// Install the system packages that `demo` and `test` need (as root; otherwise print the command).
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = Workspace::load().and_then(|workspace| match arguments.verb {
+        Verb::Test(arguments) => test::run(&workspace, &arguments),
+        Verb::Lint => lint::run(&workspace),
+        Verb::Tidy => tidy::run(&workspace),
+        Verb::Setup => setup::run(),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
