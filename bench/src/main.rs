@@ -1,3 +1,39 @@
-//! bin.
+//! `bench`: every performance claim of Freshet as a command that anyone can repeat, against a named peer.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod plot;
+mod serve;
+mod spread;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Freshet against named peers in the same run, and writes a table, JSON and plots.
+///
+/// Exit status: 0 measured; 1 something failed; 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// The engine against nginx, lighttpd and static-web-server: rate, CPU, latency, memory.
+    Serve(serve::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().verb {
+        Verb::Serve(arguments) => serve::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

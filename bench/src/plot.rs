@@ -1,0 +1,103 @@
+//! Plots as SVG text, alike in every report; nothing here measures or reads files.
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+
+/// Points with an error bar, one group per label and one colour per series.
+pub(crate) struct Groups<'a> {
+    /// Above the plot.
+    pub(crate) title: &'a str,
+    /// Beside the vertical axis, with its unit.
+    pub(crate) unit: &'a str,
+    /// Below the horizontal axis, one per group.
+    pub(crate) labels: &'a [String],
+    /// Name, and per group low, middle and high; `None` where nothing was measured.
+    pub(crate) series: &'a [(String, Vec<Option<[f64; 3]>>)],
+    /// A line across, to compare with.
+    pub(crate) reference: Option<f64>,
+}
+
+impl Groups<'_> {
+    /// The plot.
+    ///
+    /// # Errors
+    /// The drawing library's.
+    pub(crate) fn svg(&self) -> Result<String> {
+        let mut text = String::new();
+        self.draw(&mut text).map_err(|error| anyhow!("cannot draw {}: {error}", self.title))?;
+        Ok(text)
+    }
+
+    fn draw(&self, text: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+        let top = self.series.iter().flat_map(|(_, points)| points.iter().flatten()).map(|point| point[2]);
+        let top = top.chain(self.reference).fold(0.0_f64, f64::max) * 1.1;
+        let width = (160 + 90 * self.labels.len() as u32).clamp(480, 1_600);
+        let root = SVGBackend::with_string(text, (width, 420)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(self.title, ("sans-serif", 20))
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(56)
+            .build_cartesian_2d(-0.5..self.labels.len() as f64 - 0.5, 0.0..top.max(f64::MIN_POSITIVE))?;
+        let label = |x: &f64| {
+            let near = x.round();
+            let index = if (x - near).abs() < 0.01 && near >= 0.0 { near as usize } else { usize::MAX };
+            self.labels.get(index).cloned().unwrap_or_default()
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(self.labels.len() * 2 + 1)
+            .x_label_formatter(&label)
+            .y_desc(self.unit)
+            .draw()?;
+        if let Some(level) = self.reference {
+            let ends = [(-0.5, level), (self.labels.len() as f64 - 0.5, level)];
+            chart.draw_series(LineSeries::new(ends, BLACK.mix(0.5)))?;
+        }
+        for (number, (name, points)) in self.series.iter().enumerate() {
+            let color = Palette99::pick(number).to_rgba();
+            let shift = (number as f64 - (self.series.len() as f64 - 1.0) / 2.0) * 0.15;
+            let present =
+                points.iter().enumerate().filter_map(|(x, point)| Some((x as f64 + shift, (*point)?)));
+            let bars: Vec<_> = present.collect();
+            chart
+                .draw_series(bars.iter().map(|&(x, [low, _, high])| {
+                    PathElement::new(vec![(x, low), (x, high)], color.stroke_width(2))
+                }))?
+                .label(name)
+                .legend(move |(x, y)| Circle::new((x + 8, y), 4, color.filled()));
+            chart.draw_series(
+                bars.iter().map(|&(x, [_, middle, _])| Circle::new((x, middle), 4, color.filled())),
+            )?;
+        }
+        chart
+            .configure_series_labels()
+            .border_style(BLACK.mix(0.3))
+            .background_style(WHITE.mix(0.8))
+            .draw()?;
+        root.present()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_and_label_is_drawn() {
+        let labels = ["1 KiB".to_owned(), "1 MiB".to_owned()];
+        let series = [
+            ("ours".to_owned(), vec![Some([1.0, 2.0, 3.0]), None]),
+            ("theirs".to_owned(), vec![Some([1.0, 1.0, 1.0]), Some([4.0, 5.0, 6.0])]),
+        ];
+        let svg =
+            Groups { title: "t", unit: "u", labels: &labels, series: &series, reference: Some(1.0) }.svg();
+        let svg = svg.unwrap();
+        for part in ["<svg", "1 KiB", "1 MiB", "ours", "theirs"] {
+            assert!(svg.contains(part), "{part} is missing");
+        }
+    }
+}

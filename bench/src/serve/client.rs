@@ -1,0 +1,365 @@
+//! A client light enough not to be the limit: one thread, epoll, bodies discarded in the kernel.
+//!
+//! `recv(MSG_TRUNC)` on TCP drops the bytes without a copy (tcp(7)). The length of each response is learnt
+//! by a first, fully parsed request, so that the loop counts bytes and nothing else. It checks no content:
+//! tests do that.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hdrhistogram::Histogram;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+/// Keeps requests going to one server.
+pub(crate) struct Client {
+    address: SocketAddr,
+    requests: Vec<Prepared>,
+    connections: Vec<Connection>,
+    epoll: rustix::fd::OwnedFd,
+    fresh: bool,
+    random: SmallRng,
+    scratch: Vec<u8>,
+}
+
+/// What one turn did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// Complete responses.
+    pub(crate) requests: u64,
+    /// Their bytes, heads included.
+    pub(crate) bytes: u64,
+    /// From the first request to the last byte.
+    pub(crate) wall: Duration,
+}
+
+impl Client {
+    /// Learns the responses for `paths` and opens `connections`; with `fresh`, each request gets a new one.
+    ///
+    /// # Errors
+    /// When the server can't be reached or doesn't answer 200 with a `Content-Length`.
+    pub(crate) fn new(
+        address: SocketAddr,
+        paths: &[String],
+        connections: usize,
+        fresh: bool,
+    ) -> Result<Self> {
+        let requests = learn(address, paths, fresh)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut client = Self {
+            address,
+            requests,
+            connections: Vec::with_capacity(connections),
+            epoll,
+            fresh,
+            random: SmallRng::seed_from_u64(SEED),
+            scratch: vec![0; SCRATCH_BYTES],
+        };
+        for slot in 0..connections {
+            let connection = client.connect(slot)?;
+            client.connections.push(connection);
+        }
+        Ok(client)
+    }
+
+    /// As many requests as the connections carry for `time`, then until all are answered.
+    ///
+    /// # Errors
+    /// When a connection breaks or nothing comes for [`STALL`].
+    pub(crate) fn closed_loop(&mut self, time: Duration, latency: &mut Histogram<u64>) -> Result<Turn> {
+        let start = Instant::now();
+        let mut turn = Turn { requests: 0, bytes: 0, wall: Duration::ZERO };
+        for slot in 0..self.connections.len() {
+            self.fire(slot, start)?;
+        }
+        let mut active = self.connections.len();
+        let mut ready = Vec::with_capacity(EVENTS);
+        while active > 0 {
+            self.wait(&mut ready, Some(STALL))?;
+            if ready.is_empty() {
+                bail!("{} answered nothing for {STALL:?} with {active} requests open", self.address);
+            }
+            for slot in ready.drain(..) {
+                let Some(bytes) = self.receive(slot)? else { continue };
+                let now = Instant::now();
+                record(latency, now - self.connections[slot].since);
+                turn.requests += 1;
+                turn.bytes += bytes;
+                active -= 1;
+                if now - start < time {
+                    self.fire(slot, now)?;
+                    active += 1;
+                }
+            }
+        }
+        turn.wall = start.elapsed();
+        Ok(turn)
+    }
+
+    /// Requests at a fixed rate for `time`; a latency counts from the moment the request was *due*, so that a
+    /// server that stalls can't hide the requests that would have come (coordinated omission).
+    ///
+    /// # Errors
+    /// As [`Client::closed_loop`].
+    pub(crate) fn open_loop(
+        &mut self,
+        per_second: f64,
+        time: Duration,
+        latency: &mut Histogram<u64>,
+    ) -> Result<Turn> {
+        let start = Instant::now();
+        let total = (per_second * time.as_secs_f64()) as u64;
+        let due = |number: u64| start + Duration::from_secs_f64(number as f64 / per_second);
+        let mut idle: Vec<usize> = (0..self.connections.len()).collect();
+        let mut turn = Turn { requests: 0, bytes: 0, wall: Duration::ZERO };
+        let (mut sent, mut progress) = (0, start);
+        let mut ready = Vec::with_capacity(EVENTS);
+        while turn.requests < total {
+            while sent < total && due(sent) <= Instant::now() {
+                let Some(slot) = idle.pop() else { break };
+                self.fire(slot, due(sent))?;
+                sent += 1;
+            }
+            self.wait(&mut ready, Some(Duration::ZERO))?;
+            let now = Instant::now();
+            for slot in ready.drain(..) {
+                let Some(bytes) = self.receive(slot)? else { continue };
+                record(latency, now.saturating_duration_since(self.connections[slot].since));
+                turn.requests += 1;
+                turn.bytes += bytes;
+                idle.push(slot);
+                progress = now;
+            }
+            if sent > turn.requests && now - progress > STALL {
+                bail!("{} answered nothing for {STALL:?}", self.address);
+            }
+        }
+        turn.wall = start.elapsed();
+        Ok(turn)
+    }
+
+    /// Sends one request on each connection and reads up to `bytes_per_step` of each answer every `step`.
+    ///
+    /// # Errors
+    /// When a connection can't send its request.
+    pub(crate) fn start_all(&mut self) -> Result<()> {
+        let now = Instant::now();
+        (0..self.connections.len()).try_for_each(|slot| self.fire(slot, now))
+    }
+
+    /// Takes at most `bytes` from each connection, as a slow reader does.
+    ///
+    /// # Errors
+    /// When a connection was closed by the server.
+    pub(crate) fn sip(&mut self, bytes: usize) -> Result<u64> {
+        let mut taken = 0;
+        for connection in &mut self.connections {
+            let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+            match rustix::net::recv(&connection.socket, &mut self.scratch[..bytes], flags) {
+                Ok((_, 0)) => bail!("the server closed a slow reader"),
+                Ok((_, count)) => taken += count as u64,
+                Err(Errno::AGAIN) => {}
+                Err(error) => return Err(error).context("a slow reader's connection broke"),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn connect(&self, slot: usize) -> Result<Connection> {
+        let socket = TcpStream::connect(self.address)
+            .with_context(|| format!("connection {slot} to {} failed", self.address))?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(slot as u64), epoll::EventFlags::IN)?;
+        Ok(Connection { socket, expected: 0, left: 0, since: Instant::now(), used: false })
+    }
+
+    fn fire(&mut self, slot: usize, since: Instant) -> Result<()> {
+        if self.fresh && self.connections[slot].used {
+            self.connections[slot] = self.connect(slot)?;
+        }
+        let which = self.random.random_range(0..self.requests.len());
+        let request = &self.requests[which];
+        let connection = &mut self.connections[slot];
+        let sent = rustix::net::send(&connection.socket, &request.wire, SendFlags::NOSIGNAL)?;
+        ensure!(sent == request.wire.len(), "a request of {} bytes did not fit", request.wire.len());
+        (connection.expected, connection.left) = (request.response_bytes, request.response_bytes);
+        (connection.since, connection.used) = (since, true);
+        Ok(())
+    }
+
+    /// Takes what has come; the response's bytes when it is complete.
+    fn receive(&mut self, slot: usize) -> Result<Option<u64>> {
+        let connection = &mut self.connections[slot];
+        loop {
+            let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+            let count = match rustix::net::recv(&connection.socket, self.scratch.as_mut_slice(), flags) {
+                Ok((_, 0)) => bail!("the server closed a connection with {} bytes to come", connection.left),
+                Ok((_, count)) => count as u64,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error).context("a connection broke"),
+            };
+            connection.left = connection
+                .left
+                .checked_sub(count)
+                .with_context(|| format!("{count} bytes came where {} were left", connection.left))?;
+            if connection.left == 0 {
+                return Ok(Some(connection.expected));
+            }
+            if count < SCRATCH_BYTES as u64 {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn wait(&self, ready: &mut Vec<usize>, timeout: Option<Duration>) -> Result<()> {
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; EVENTS];
+        let timeout = timeout.map(|timeout| rustix::event::Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match epoll::wait(&self.epoll, events.as_mut_slice(), timeout.as_ref()) {
+            Ok(count) => ready.extend(events[..count].iter().map(|event| event.data.u64() as usize)),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// A histogram of nanoseconds up to a minute, three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are constant and valid")
+}
+
+/// Whether `address` accepts connections yet.
+pub(crate) fn answers(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+}
+
+struct Prepared {
+    wire: Vec<u8>,
+    response_bytes: u64,
+}
+
+struct Connection {
+    socket: TcpStream,
+    expected: u64,
+    left: u64,
+    since: Instant,
+    used: bool,
+}
+
+fn record(latency: &mut Histogram<u64>, elapsed: Duration) {
+    latency.saturating_record(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// Asks for every path once, with the head parsed, to know the length of the response.
+fn learn(address: SocketAddr, paths: &[String], fresh: bool) -> Result<Vec<Prepared>> {
+    let mut socket = TcpStream::connect(address).with_context(|| format!("cannot reach {address}"))?;
+    let mut buffer = vec![0; SCRATCH_BYTES];
+    let mut prepared = Vec::with_capacity(paths.len());
+    for path in paths {
+        let connection = if fresh { "Connection: close\r\n" } else { "" };
+        let wire = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: freshet-bench\r\n{connection}\r\n"
+        );
+        socket.write_all(wire.as_bytes())?;
+        let response_bytes =
+            read_response(&mut socket, &mut buffer).with_context(|| format!("GET {path}"))?;
+        prepared.push(Prepared { wire: wire.into_bytes(), response_bytes });
+        if fresh {
+            socket = TcpStream::connect(address)?;
+        }
+    }
+    Ok(prepared)
+}
+
+fn read_response(socket: &mut TcpStream, buffer: &mut [u8]) -> Result<u64> {
+    let mut filled = 0;
+    let total = loop {
+        let count = socket.read(&mut buffer[filled..])?;
+        ensure!(count > 0, "the server closed the connection within the head");
+        filled += count;
+        let mut fields = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut fields);
+        if let httparse::Status::Complete(head) = response.parse(&buffer[..filled])? {
+            ensure!(response.code == Some(200), "expected 200, got {:?}", response.code);
+            let length =
+                response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+            let length = length.and_then(|field| std::str::from_utf8(field.value).ok()?.parse::<u64>().ok());
+            break head as u64 + length.context("the response has no Content-Length")?;
+        }
+    };
+    let mut left = total.checked_sub(filled as u64).context("more bytes came than were announced")?;
+    while left > 0 {
+        let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = socket.read(&mut buffer[..want])?;
+        ensure!(count > 0, "the server closed the connection {left} bytes early");
+        left -= count as u64;
+    }
+    Ok(total)
+}
+
+const STALL: Duration = Duration::from_secs(10);
+const EVENTS: usize = 256;
+const SCRATCH_BYTES: usize = 256 << 10;
+const SEED: u64 = 0x5eed;
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every request with `body_bytes` bytes, each connection on a thread of its own.
+    fn server(body_bytes: usize, status: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut socket = socket.unwrap();
+                std::thread::spawn(move || {
+                    let mut request = Vec::new();
+                    let mut byte = [0];
+                    while matches!(socket.read(&mut byte), Ok(1)) {
+                        request.push(byte[0]);
+                        if request.ends_with(b"\r\n\r\n") {
+                            request.clear();
+                            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {body_bytes}\r\n\r\n");
+                            let answer = [head.into_bytes(), vec![b'x'; body_bytes]].concat();
+                            if socket.write_all(&answer).is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn both_loops_count_every_response() {
+        let address = server(100_000, "200 OK");
+        let mut latency = histogram();
+        let mut client = Client::new(address, &["/a".to_owned(), "/b".to_owned()], 3, false).unwrap();
+        let turn = client.closed_loop(Duration::from_millis(30), &mut latency).unwrap();
+        assert!(turn.requests >= 3 && turn.bytes > turn.requests * 100_000);
+        assert_eq!(latency.len(), turn.requests);
+        let turn = client.open_loop(200.0, Duration::from_millis(100), &mut latency).unwrap();
+        assert_eq!(turn.requests, 20);
+    }
+
+    #[test]
+    fn a_wrong_status_is_an_error() {
+        let address = server(5, "404 Not Found");
+        assert!(Client::new(address, &["/a".to_owned()], 1, false).is_err());
+    }
+}

@@ -1,0 +1,468 @@
+//! `bench serve`: the engine against other servers, in short interleaved turns so that noise hits all alike.
+//!
+//! Servers share one core and the files; the client has another core. Every round gives each server a turn,
+//! in alternating order, and ratios are taken within a round.
+
+mod client;
+mod cpu;
+mod files;
+mod peer;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hdrhistogram::Histogram;
+
+use self::client::{Client, histogram};
+use self::cpu::CpuMeter;
+use self::peer::{Peer, Setting};
+use self::report::{CellResult, Latency, Report, ServerResult};
+use crate::spread::Spread;
+
+/// Options of `bench serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Servers, the first is measured against the others: freshet, freshet-2 (two rings on both cores),
+    /// nginx, lighttpd, static-web-server. Those that are not installed are left out, and named.
+    #[arg(long, value_delimiter = ',', default_value = "freshet,nginx,lighttpd,static-web-server")]
+    servers: Vec<String>,
+    /// What to measure; all unless named: 1k 4k 10k 100k 1m 100m mix many 1k-c1000 1k-c10000 fresh
+    /// cold idle slow.
+    #[arg(long, value_delimiter = ',', value_name = "CELL")]
+    cells: Vec<String>,
+    /// Turns of each server in each cell.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Length of a turn, milliseconds.
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    turn_ms: u64,
+    /// The servers' core.
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// The client's core.
+    #[arg(long, default_value_t = 1)]
+    client_core: usize,
+    /// Requests per second of the fixed-rate latency, as a share of the slower server's closed-loop rate.
+    #[arg(long, default_value_t = 0.5)]
+    rate_share: f64,
+    /// The `dataplane` binary; otherwise the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    dataplane: Option<PathBuf>,
+    /// Where the served files are made and kept for the next run (about 1.6 GB).
+    #[arg(long, value_name = "DIR", default_value = "target/bench/serve")]
+    files: PathBuf,
+    /// Where report.json and the plots go.
+    #[arg(long, value_name = "DIR", default_value = "target/bench/serve-report")]
+    out: PathBuf,
+}
+
+/// Runs the measurement and writes its reports.
+///
+/// # Errors
+/// When a server or the client fails; nothing is reported then.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let cells = chosen_cells(&arguments.cells)?;
+    let dataplane = dataplane_binary(arguments.dataplane.as_deref())?;
+    std::fs::create_dir_all(&arguments.files)?;
+    let root = arguments.files.canonicalize()?;
+    raise_descriptor_limit()?;
+    pin_to(arguments.client_core)?;
+    let setting = Setting { dataplane: &dataplane, root: &root, core: arguments.server_core };
+    let mut report = Report::new(arguments.rounds, arguments.turn_ms);
+    for cell in cells {
+        eprintln!("{}: {}", cell.name, cell.what);
+        let work = Work::prepare(cell, &root)?;
+        let mut peers = Vec::new();
+        for name in &arguments.servers {
+            match Peer::start(name, &setting)? {
+                Some(peer) => peers.push(peer),
+                None => report.leave_out(name),
+            }
+        }
+        ensure!(!peers.is_empty(), "none of the servers {:?} is installed", arguments.servers);
+        for peer in &peers {
+            report.version(&peer.name, &peer.version);
+        }
+        let result = match cell.kind {
+            Kind::Closed { .. } => closed(cell, &work, &peers, arguments)?,
+            Kind::Cold => cold(cell, &work, &peers, arguments, &root)?,
+            Kind::Idle => idle(cell, &work, &peers)?,
+            Kind::Slow => slow(cell, &work, &peers, arguments)?,
+        };
+        report.add(result);
+        report.write(&arguments.out)?;
+    }
+    print!("{}", report.table());
+    println!("report: {}", arguments.out.display());
+    Ok(())
+}
+
+/// One thing to measure.
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    name: &'static str,
+    what: &'static str,
+    corpus: Corpus,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Corpus {
+    Size(u64),
+    Mix,
+    Many,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Requests as fast as the connections carry them, then at a fixed rate.
+    Closed { connections: usize, fresh: bool, turn_factor: u32 },
+    /// Small requests while four large files come from the disk.
+    Cold,
+    /// Memory per idle keep-alive connection.
+    Idle,
+    /// Fast clients beside 2,000 that read 1 KiB/s.
+    Slow,
+}
+
+const fn closed_cell(name: &'static str, what: &'static str, corpus: Corpus, connections: usize) -> Cell {
+    Cell { name, what, corpus, kind: Kind::Closed { connections, fresh: false, turn_factor: 1 } }
+}
+
+const CELLS: &[Cell] = &[
+    closed_cell("1k", "1 KiB, 32 connections, warm", Corpus::Size(1 << 10), 32),
+    closed_cell("4k", "4 KiB, 32 connections, warm", Corpus::Size(4 << 10), 32),
+    closed_cell("10k", "10 KiB, 32 connections, warm", Corpus::Size(10 << 10), 32),
+    closed_cell("100k", "100 KiB, 32 connections, warm", Corpus::Size(100 << 10), 32),
+    closed_cell("1m", "1 MiB, 32 connections, warm", Corpus::Size(1 << 20), 32),
+    Cell {
+        name: "100m",
+        what: "100 MiB, 4 connections, warm",
+        corpus: Corpus::Size(100 << 20),
+        kind: Kind::Closed { connections: 4, fresh: false, turn_factor: 2 },
+    },
+    closed_cell(
+        "mix",
+        "300 files, 91 % below 1 MB, images 71 % of the bytes, 32 connections",
+        Corpus::Mix,
+        32,
+    ),
+    closed_cell("many", "100,000 files of 13 KB in the mean, 32 connections", Corpus::Many, 32),
+    closed_cell("1k-c1000", "1 KiB, 1,000 connections", Corpus::Size(1 << 10), 1_000),
+    closed_cell("1k-c10000", "1 KiB, 10,000 connections", Corpus::Size(1 << 10), 10_000),
+    Cell {
+        name: "fresh",
+        what: "1 KiB, a new connection for each request",
+        corpus: Corpus::Size(1 << 10),
+        kind: Kind::Closed { connections: 32, fresh: true, turn_factor: 1 },
+    },
+    Cell {
+        name: "cold",
+        what: "10 KiB while four cold images stream",
+        corpus: Corpus::Size(10 << 10),
+        kind: Kind::Cold,
+    },
+    Cell {
+        name: "idle",
+        what: "10,000 idle keep-alive connections",
+        corpus: Corpus::Size(1 << 10),
+        kind: Kind::Idle,
+    },
+    Cell {
+        name: "slow",
+        what: "10 KiB beside 2,000 clients that read 1 KiB/s",
+        corpus: Corpus::Size(10 << 10),
+        kind: Kind::Slow,
+    },
+];
+
+/// The files of a cell.
+struct Work {
+    paths: Vec<String>,
+    large: Vec<String>,
+}
+
+impl Work {
+    fn prepare(cell: Cell, root: &Path) -> Result<Self> {
+        let paths = match cell.corpus {
+            Corpus::Size(size) => files::of_sizes(root, &[size])?,
+            Corpus::Mix => files::mix(root)?,
+            Corpus::Many => files::many(root, MANY_FILES, MANY_MEAN_BYTES)?,
+        };
+        let large = match cell.kind {
+            Kind::Cold => files::of_sizes(root, &COLD_IMAGES)?,
+            Kind::Slow => files::of_sizes(root, &[1 << 20])?,
+            _ => Vec::new(),
+        };
+        Ok(Self { paths, large })
+    }
+}
+
+fn closed(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Result<CellResult> {
+    let Kind::Closed { connections, fresh, turn_factor } = cell.kind else { bail!("not a closed-loop cell") };
+    let turn_time = Duration::from_millis(arguments.turn_ms) * turn_factor;
+    let mut runs = Vec::new();
+    for peer in peers {
+        let mut client = Client::new(peer.address, &work.paths, connections, fresh)?;
+        client.closed_loop(turn_time, &mut histogram())?;
+        runs.push(Run::new(client, peer)?);
+    }
+    for round in 0..arguments.rounds as usize {
+        in_turn(&mut runs, round, |run| run.turn(|client, latency| client.closed_loop(turn_time, latency)))?;
+    }
+    let mut result = CellResult::new(cell.name, cell.what);
+    let slowest = runs.iter().filter_map(|run| Spread::of(run.samples.iter().map(Sample::requests_per_sec)));
+    let rate = slowest.map(|spread| spread.median).fold(f64::INFINITY, f64::min) * arguments.rate_share;
+    for run in &mut runs {
+        run.closed_latency = std::mem::replace(&mut run.latency, histogram());
+    }
+    if rate >= FIXED_RATE_MIN && !fresh {
+        for round in 0..FIXED_RATE_ROUNDS {
+            in_turn(&mut runs, round, |run| {
+                let time = FIXED_RATE_TIME;
+                run.client.open_loop(rate, time, &mut run.latency).map(|_| ())
+            })?;
+        }
+        result.fixed_rate = Some(rate);
+    }
+    for run in &runs {
+        result.servers.push(run.result());
+    }
+    Ok(result)
+}
+
+/// One server's client and what was measured with it.
+struct Run<'a> {
+    peer: &'a Peer,
+    client: Client,
+    meter: CpuMeter,
+    samples: Vec<Sample>,
+    latency: Histogram<u64>,
+    closed_latency: Histogram<u64>,
+}
+
+struct Sample {
+    requests: u64,
+    bytes: u64,
+    wall: Duration,
+    cpu: Duration,
+}
+
+impl Sample {
+    fn requests_per_sec(&self) -> f64 {
+        self.requests as f64 / self.wall.as_secs_f64()
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new(client: Client, peer: &'a Peer) -> Result<Self> {
+        let mut meter = CpuMeter::new(peer.pid());
+        meter.used()?;
+        let (latency, closed_latency) = (histogram(), histogram());
+        Ok(Self { peer, client, meter, samples: Vec::new(), latency, closed_latency })
+    }
+
+    fn turn(
+        &mut self,
+        work: impl FnOnce(&mut Client, &mut Histogram<u64>) -> Result<client::Turn>,
+    ) -> Result<()> {
+        let before = self.meter.used()?;
+        let turn = work(&mut self.client, &mut self.latency).with_context(|| self.peer.name.clone())?;
+        // The last response's clean-up belongs to this turn.
+        std::thread::sleep(Duration::from_micros(300));
+        let cpu = self.meter.used()? - before;
+        self.samples.push(Sample { requests: turn.requests, bytes: turn.bytes, wall: turn.wall, cpu });
+        Ok(())
+    }
+
+    fn result(&self) -> ServerResult {
+        let per_sec = self.samples.iter().map(Sample::requests_per_sec);
+        let bytes_per_sec = self.samples.iter().map(|s| s.bytes as f64 / s.wall.as_secs_f64());
+        let cpu_per_request = self.samples.iter().map(|s| s.cpu.as_secs_f64() * 1e6 / s.requests as f64);
+        let cpu_per_gb = self.samples.iter().map(|s| s.cpu.as_secs_f64() * 1e9 / s.bytes as f64);
+        ServerResult {
+            name: self.peer.name.clone(),
+            rounds_requests_per_sec: per_sec.collect(),
+            rounds_bytes_per_sec: bytes_per_sec.collect(),
+            rounds_cpu_us_per_request: cpu_per_request.collect(),
+            rounds_cpu_s_per_gb: cpu_per_gb.collect(),
+            latency: Latency::of(&self.closed_latency),
+            latency_fixed_rate: Latency::of(&self.latency),
+            ..ServerResult::default()
+        }
+    }
+}
+
+/// Gives each server a turn, in alternating order.
+fn in_turn<'a>(
+    runs: &mut [Run<'a>],
+    round: usize,
+    mut turn: impl FnMut(&mut Run<'a>) -> Result<()>,
+) -> Result<()> {
+    let count = runs.len();
+    (0..count)
+        .try_for_each(|step| turn(&mut runs[if round.is_multiple_of(2) { step } else { count - 1 - step }]))
+}
+
+/// Latency of small requests at a fixed rate while four images that are not in memory are sent.
+fn cold(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments, root: &Path) -> Result<CellResult> {
+    let mut result = CellResult::new(cell.name, cell.what);
+    result.fixed_rate = Some(COLD_RATE);
+    let mut measured: Vec<(Histogram<u64>, f64)> = peers.iter().map(|_| (histogram(), 0.0)).collect();
+    for round in 0..(arguments.rounds as usize).min(COLD_ROUNDS) {
+        for step in 0..peers.len() {
+            let number = if round % 2 == 0 { step } else { peers.len() - 1 - step };
+            let peer = &peers[number];
+            let mut small = Client::new(peer.address, &work.paths, 8, false)?;
+            // Learning a response's length reads the file; it is made cold only afterwards.
+            let mut streams = Vec::new();
+            for path in &work.large {
+                streams.push(Client::new(peer.address, std::slice::from_ref(path), 1, false)?);
+            }
+            for path in &work.large {
+                files::make_cold(root, path)?;
+            }
+            let streaming = std::thread::scope(|scope| -> Result<u64> {
+                let threads: Vec<_> = streams
+                    .iter_mut()
+                    .map(|stream| scope.spawn(|| stream.closed_loop(Duration::ZERO, &mut histogram())))
+                    .collect();
+                small.open_loop(COLD_RATE, COLD_TIME, &mut measured[number].0)?;
+                let mut bytes = 0;
+                for thread in threads {
+                    bytes += thread.join().map_err(|_| anyhow::anyhow!("a streaming client failed"))??.bytes;
+                }
+                Ok(bytes)
+            })?;
+            measured[number].1 += streaming as f64;
+        }
+    }
+    for (peer, (latency, streamed)) in peers.iter().zip(&measured) {
+        result.servers.push(ServerResult {
+            name: peer.name.clone(),
+            latency_fixed_rate: Latency::of(latency),
+            streamed_bytes: Some(*streamed),
+            ..ServerResult::default()
+        });
+    }
+    Ok(result)
+}
+
+/// Anonymous memory of the server per keep-alive connection that has had one response and waits.
+fn idle(cell: Cell, work: &Work, peers: &[Peer]) -> Result<CellResult> {
+    let mut result = CellResult::new(cell.name, cell.what);
+    for peer in peers {
+        let mut warm = Client::new(peer.address, &work.paths, 1, false)?;
+        warm.closed_loop(Duration::from_millis(200), &mut histogram())?;
+        let before = cpu::anonymous_bytes(peer.pid())?;
+        let mut client = Client::new(peer.address, &work.paths, IDLE_CONNECTIONS, false)?;
+        client.closed_loop(Duration::ZERO, &mut histogram())?;
+        std::thread::sleep(Duration::from_millis(500));
+        let after = cpu::anonymous_bytes(peer.pid())?;
+        result.servers.push(ServerResult {
+            name: peer.name.clone(),
+            bytes_per_idle_connection: Some(after.saturating_sub(before) as f64 / IDLE_CONNECTIONS as f64),
+            ..ServerResult::default()
+        });
+    }
+    Ok(result)
+}
+
+/// Fast clients' latency at a fixed rate without and with 2,000 slow readers, and the server's threads.
+fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Result<CellResult> {
+    let mut result = CellResult::new(cell.name, cell.what);
+    result.fixed_rate = Some(COLD_RATE);
+    for peer in peers {
+        let mut fast = Client::new(peer.address, &work.paths, 8, false)?;
+        let (mut alone, mut beside) = (histogram(), histogram());
+        let time = Duration::from_millis(arguments.turn_ms) * 8;
+        fast.open_loop(COLD_RATE, time, &mut alone)?;
+        let threads_before = cpu::threads(peer.pid())?;
+        let mut readers = Client::new(peer.address, &work.large, SLOW_READERS, false)?;
+        readers.start_all()?;
+        for _ in 0..4 {
+            readers.sip(1 << 10)?;
+            fast.open_loop(COLD_RATE, time / 4, &mut beside)?;
+        }
+        let threads_after = cpu::threads(peer.pid())?;
+        result.servers.push(ServerResult {
+            name: peer.name.clone(),
+            latency: Latency::of(&alone),
+            latency_fixed_rate: Latency::of(&beside),
+            threads: Some([threads_before, threads_after]),
+            ..ServerResult::default()
+        });
+    }
+    Ok(result)
+}
+
+fn chosen_cells(names: &[String]) -> Result<Vec<Cell>> {
+    if names.is_empty() {
+        return Ok(CELLS.to_vec());
+    }
+    names
+        .iter()
+        .map(|name| {
+            let known = || CELLS.iter().map(|cell| cell.name).collect::<Vec<_>>().join(" ");
+            let found = CELLS.iter().find(|cell| cell.name == name).copied();
+            found.with_context(|| format!("expected one of {}, found {name:?}", known()))
+        })
+        .collect()
+}
+
+fn dataplane_binary(named: Option<&Path>) -> Result<PathBuf> {
+    let path = match named {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe()?.with_file_name("dataplane"),
+    };
+    path.canonicalize().with_context(|| {
+        format!(
+            "no dataplane at {}; build it with `cargo build --release -p freshet-dataplane`",
+            path.display()
+        )
+    })
+}
+
+fn raise_descriptor_limit() -> Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_none_or(|maximum| maximum >= DESCRIPTORS) {
+        limit.current = limit.maximum.map_or(Some(DESCRIPTORS), Some);
+        setrlimit(Resource::Nofile, limit)?;
+    }
+    Ok(())
+}
+
+fn pin_to(core: usize) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set)
+        .with_context(|| format!("there is no core {core} to run on"))
+}
+
+const MANY_FILES: usize = 100_000;
+const MANY_MEAN_BYTES: u64 = 13_000;
+const COLD_IMAGES: [u64; 4] = [200 << 20, (200 << 20) + 1, (200 << 20) + 2, (200 << 20) + 3];
+const COLD_RATE: f64 = 2_000.0;
+const COLD_TIME: Duration = Duration::from_secs(1);
+const COLD_ROUNDS: usize = 7;
+const IDLE_CONNECTIONS: usize = 10_000;
+const SLOW_READERS: usize = 2_000;
+const FIXED_RATE_MIN: f64 = 200.0;
+const FIXED_RATE_ROUNDS: usize = 5;
+const FIXED_RATE_TIME: Duration = Duration::from_millis(500);
+const DESCRIPTORS: u64 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_chosen_by_name() {
+        assert_eq!(chosen_cells(&[]).unwrap().len(), CELLS.len());
+        assert_eq!(chosen_cells(&["1m".into(), "idle".into()]).unwrap()[1].name, "idle");
+        assert!(chosen_cells(&["2k".into()]).unwrap_err().to_string().contains("100m"));
+    }
+}
