@@ -74,6 +74,9 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
+/// Interfaces that are counted; one more is left out, and the log says so.
+pub const INTERFACES_MAX: usize = 32;
+
 /// `IFNAMSIZ` less the NUL.
 const NAME_LEN_MAX: usize = 15;
 
@@ -158,7 +161,7 @@ impl Interfaces {
         for known in &mut self.chosen {
             known.present = false;
         }
-        let limit = freshet_ebpf_abi::SLOTS;
+        let limit = INTERFACES_MAX;
         for link in selected {
             let at = match self.chosen.iter().position(|c| c.name == link.name) {
                 Some(at) => at,
@@ -192,7 +195,7 @@ impl Interfaces {
     /// Reads the statistics of every chosen interface.
     pub(crate) fn read_totals(&mut self) -> Result<(), ReadError> {
         let text = fs::read_to_string(NET_DEV).map_err(|error| ReadError::Kernel { what: NET_DEV, error })?;
-        let mut seen = [false; freshet_ebpf_abi::SLOTS];
+        let mut seen = [false; INTERFACES_MAX];
         for line in text.lines().skip(2) {
             let (name, flow) = net_dev_line(line)
                 .ok_or_else(|| ReadError::Format { file: NET_DEV, line: line.chars().take(120).collect() })?;

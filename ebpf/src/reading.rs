@@ -7,11 +7,9 @@ use std::path::PathBuf;
 use freshet_ebpf_abi::{CLASSES, Class};
 use serde::Serialize;
 
-/// All counters at one moment. Every count only grows for as long as [`Reading::epoch`] stays the same.
+/// All counters at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reading {
-    /// Since when the class counters count.
-    pub epoch: Epoch,
     /// The chosen interfaces in the order they were found; one that disappeared stays, with `present` false.
     pub interfaces: Vec<InterfaceReading>,
 }
@@ -24,7 +22,10 @@ impl Reading {
     }
 }
 
-/// Names the start of a count. Counts of different epochs must not be subtracted from each other.
+/// When a count began at zero, in nanoseconds of the Unix time.
+///
+/// Of the same epoch, the later count less the earlier is what passed in between, also over a restart of the process.
+/// Of another epoch, the count is what passed since that epoch, and the earlier count says nothing about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
@@ -35,7 +36,7 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// One interface.
+/// One interface. Class counts only grow for as long as its epoch stays the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct InterfaceReading {
     /// Name, e.g. `eth0`.
@@ -44,6 +45,8 @@ pub struct InterfaceReading {
     pub ifindex: u32,
     /// Whether it exists at the moment.
     pub present: bool,
+    /// Since when `classes` count.
+    pub epoch: Epoch,
     /// The interface's own statistics since the kernel made it, or since we first saw it if it was made anew since.
     pub totals: Flow,
     /// By class, counted since the epoch; indexed by [`Class::index`].
@@ -222,12 +225,13 @@ mod tests {
             name: "eth0".into(),
             ifindex: 2,
             present: true,
+            epoch: Epoch(1),
             totals: flow(100),
             classes: [flow(1), flow(2), flow(4), flow(8)],
         };
         assert_eq!(reading.ours(), flow(14));
         assert_eq!(reading.other(), flow(1));
-        let all = Reading { epoch: Epoch(1), interfaces: vec![reading.clone(), reading] };
+        let all = Reading { interfaces: vec![reading.clone(), reading] };
         assert_eq!(all.class(Class::Sync), flow(8));
     }
 

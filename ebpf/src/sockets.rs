@@ -432,11 +432,12 @@ impl Accounting for SocketAccounting {
                 name: chosen.name.clone(),
                 ifindex: chosen.ifindex,
                 present: chosen.present,
+                epoch: self.epoch,
                 totals: chosen.totals,
                 classes,
             });
         }
-        Ok(Reading { epoch: self.epoch, interfaces })
+        Ok(Reading { interfaces })
     }
 
     fn source(&self) -> &Source {

@@ -1,4 +1,4 @@
-//! Layouts shared by the classifiers in the kernel and the loader in user space: map values, slots and names.
+//! Layouts shared by the classifiers in the kernel and the loader in user space: map values and names.
 //! It holds no logic beyond the arithmetic of an index, needs no `std`, and never touches a map itself.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -114,25 +114,50 @@ impl Config {
 /// Minor number of the HTB class of [`Class::Other`]; the other classes follow in order.
 pub const HTB_MINOR_FIRST: u32 = 16;
 
-/// Interfaces that one set of maps can count; one more is refused by the loader.
-pub const SLOTS: usize = 32;
+/// What the loader remembers beside the counters of one interface, so that a later run knows what it finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Meta {
+    /// [`ABI_VERSION`] of whoever made the maps; 0 in maps that were never used.
+    pub version: u64,
+    /// When the counters began at zero, in nanoseconds of the Unix time.
+    pub epoch: u64,
+    /// The interface's number when the classifiers were attached.
+    pub ifindex: u64,
+    /// The network namespace's inode.
+    pub namespace: u64,
+}
+
+impl Meta {
+    /// As the words that the map value holds, in the order of the fields.
+    #[must_use]
+    pub const fn words(self) -> [u64; 4] {
+        [self.version, self.epoch, self.ifindex, self.namespace]
+    }
+}
+
+impl From<[u64; 4]> for Meta {
+    fn from([version, epoch, ifindex, namespace]: [u64; 4]) -> Self {
+        Self { version, epoch, ifindex, namespace }
+    }
+}
 
 /// Entries in [`map::COUNTERS`].
-pub const COUNTERS: usize = SLOTS * CLASSES * DIRECTIONS;
+pub const COUNTERS: usize = CLASSES * DIRECTIONS;
 
 /// Entries in [`map::PORTS`]: one for each local TCP port.
 pub const PORTS: usize = 65_536;
 
 /// Position of a counter in [`map::COUNTERS`].
 #[must_use]
-pub const fn counter_index(slot: usize, class: usize, direction: Direction) -> usize {
-    (slot * CLASSES + class) * DIRECTIONS + direction as usize
+pub const fn counter_index(class: usize, direction: Direction) -> usize {
+    class * DIRECTIONS + direction as usize
 }
 
 /// Version of these layouts. Maps that an earlier run pinned with another version are not taken over.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u64 = 1;
 
-/// Names of the maps; at most 15 characters, which is what the kernel keeps.
+/// Names of the maps, of which every interface has its own set; at most 15 characters, which is what the kernel keeps.
 pub mod map {
     /// `Array<u8>[PORTS]`: class of a local TCP port.
     pub const PORTS: &str = "FR_PORTS";
@@ -140,6 +165,10 @@ pub mod map {
     pub const CONFIG: &str = "FR_CONFIG";
     /// `PerCpuArray<Counter>[COUNTERS]`.
     pub const COUNTERS: &str = "FR_COUNTERS";
+    /// `Array<Meta>[1]`, which the classifiers never read.
+    pub const META: &str = "FR_META";
+    /// All of them.
+    pub const ALL: [&str; 4] = [PORTS, CONFIG, COUNTERS, META];
 }
 
 /// Names of the programs; stale attachments of an earlier run are recognised by them.
@@ -154,8 +183,6 @@ pub mod program {
 
 /// Names of the constants that are set for each interface before its programs are loaded.
 pub mod constant {
-    /// `u32`, the interface's slot.
-    pub const SLOT: &str = "FR_SLOT";
     /// `u32`, bytes of link header in front of IP: 14 for Ethernet, 0 for tunnels.
     pub const LINK_HEADER: &str = "FR_LINK_HEADER";
 }
@@ -165,14 +192,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_of_all_slots_are_distinct_and_in_range() {
+    fn every_counter_has_its_own_place() {
         let mut seen = [false; COUNTERS];
-        for slot in 0..SLOTS {
-            for class in ALL_CLASSES {
-                for direction in [Direction::In, Direction::Out] {
-                    let index = counter_index(slot, class.index(), direction);
-                    assert!(!core::mem::replace(&mut seen[index], true), "{index} twice");
-                }
+        for class in ALL_CLASSES {
+            for direction in [Direction::In, Direction::Out] {
+                let index = counter_index(class.index(), direction);
+                assert!(!core::mem::replace(&mut seen[index], true), "{index} twice");
             }
         }
         assert!(seen.iter().all(|&s| s));
@@ -184,6 +209,9 @@ mod tests {
         assert_eq!(size_of::<Config>(), 16);
         let config = Config { mark_mask: 1, mark_base: 2, htb_major: 3, drop_out: 4 };
         assert_eq!(config.words(), [1, 2, 3, 4]);
+        let meta = Meta { version: 1, epoch: 2, ifindex: 3, namespace: 4 };
+        assert_eq!((size_of::<Meta>(), meta.words(), Meta::from([1, 2, 3, 4])), (32, [1, 2, 3, 4], meta));
+        assert!(map::ALL.iter().all(|name| name.len() <= 15));
     }
 
     #[test]
