@@ -3,6 +3,8 @@
 //! It builds, checks and shows the programs; nothing of it is part of them.
 #![forbid(unsafe_code)]
 
+mod demo;
+mod interrupt;
 mod lint;
 mod setup;
 mod test;
@@ -25,6 +27,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Show the whole way once: an origin, volunteers that mirror it, a customer that downloads and checks.
+    Demo(demo::Arguments),
     /// Run every test, with the set-up done first; says which were skipped and why.
     Test(test::Arguments),
     /// Check format, clippy's warnings, and that the tree is what ARCHITECTURE.md says.
@@ -38,6 +42,7 @@ enum Verb {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = Workspace::load().and_then(|workspace| match arguments.verb {
+        Verb::Demo(arguments) => demo::run(&workspace, &arguments),
         Verb::Test(arguments) => test::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace),
         Verb::Tidy => tidy::run(&workspace),

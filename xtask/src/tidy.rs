@@ -22,8 +22,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let exists = |path: &str| workspace.root().join(path).exists();
     findings.extend(check_architecture(&architecture, &names, &exists));
 
+    let wanted = design_arrows(&architecture)?;
     let arrows = packages.iter().map(|package| (package.name.to_string(), ours(package, &names))).collect();
-    findings.extend(check_arrows(&arrows));
+    findings.extend(check_arrows(&arrows, &wanted));
     findings.extend(check_folders(&files));
     for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
         let text = read(workspace, file)?;
@@ -88,21 +89,39 @@ fn check_architecture(text: &str, crates: &BTreeSet<&str>, exists: &dyn Fn(&str)
     findings
 }
 
+/// The arrows as the block behind `<!-- arrows -->` draws them: a crate, `->`, and whom it may know.
+fn design_arrows(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let (_, after) = text.split_once(ARROWS).with_context(|| format!("{ARCHITECTURE} has no `{ARROWS}`"))?;
+    let block = after.trim_start().strip_prefix("```").and_then(|block| block.split_once("```"));
+    let (block, _) =
+        block.with_context(|| format!("no block of ``` follows `{ARROWS}` in {ARCHITECTURE}"))?;
+    let mut arrows = BTreeMap::new();
+    for line in block.lines().filter(|line| !line.trim().is_empty()) {
+        let (from, to) = line
+            .split_once("->")
+            .with_context(|| format!("expected `CRATE -> CRATE ...`, found `{line}`"))?;
+        arrows.insert(from.trim().to_owned(), to.split_whitespace().map(str::to_owned).collect());
+    }
+    Ok(arrows)
+}
+
+/// Whom a crate knows, by crate.
+type Arrows = BTreeMap<String, BTreeSet<String>>;
+
 /// Nobody knows a crate that the design does not let it know.
-fn check_arrows(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+fn check_arrows(arrows: &Arrows, wanted: &Arrows) -> Vec<String> {
     let mut findings = Vec::new();
     for (from, to) in arrows {
-        let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| name == from) else {
-            findings.push(format!("crate {from} is not in the design: add its arrows to xtask's tidy"));
-            continue;
-        };
-        for other in to.iter().filter(|other| !allowed.contains(&other.as_str())) {
-            findings.push(format!("crate {from} depends on {other}, which the design forbids"));
+        match wanted.get(from) {
+            None => findings.push(format!("crate {from} has no line among the arrows of {ARCHITECTURE}")),
+            Some(allowed) => findings.extend(
+                to.difference(allowed)
+                    .map(|other| format!("crate {from} depends on {other}, which the design forbids")),
+            ),
         }
     }
-    for (name, _) in ARROWS.iter().filter(|(name, _)| !arrows.contains_key(*name)) {
-        findings.push(format!("crate {name} of the design is not in the workspace"));
-    }
+    let gone = wanted.keys().filter(|name| !arrows.contains_key(*name));
+    findings.extend(gone.map(|name| format!("crate {name} among the arrows is not in the workspace")));
     findings
 }
 
@@ -127,20 +146,8 @@ const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// The top-level folders.
 const FOLDERS: &[&str] = &[".cargo", ".ci", "bench", "control", "dataplane", "ebpf", "tests", "xtask"];
 
-/// The crates, and whom of the others each may know.
-const ARROWS: &[(&str, &[&str])] = &[
-    ("freshet-engine", &[]),
-    ("freshet-dataplane", &["freshet-engine", "freshet-ebpf", "freshet-api", "freshet-policy"]),
-    ("freshet-ebpf-abi", &[]),
-    ("freshet-ebpf", &["freshet-ebpf-abi"]),
-    ("freshet-api", &[]),
-    ("freshet-policy", &["freshet-api"]),
-    ("freshet-control", &["freshet-engine", "freshet-api", "freshet-policy"]),
-    ("freshet-testbed", &[]),
-    ("freshet-bench", &["freshet-testbed", "freshet-policy", "freshet-api"]),
-    ("freshet-tests", &["freshet-testbed"]),
-    ("xtask", &["freshet-testbed"]),
-];
+/// What stands before the block of arrows.
+const ARROWS: &str = "<!-- arrows -->";
 
 /// The crates with a module that may use `unsafe`; all others forbid it.
 const MEETS_THE_KERNEL: &[&str] = &["freshet-engine", "freshet-ebpf", "freshet-ebpf-abi"];
@@ -167,14 +174,14 @@ mod tests {
 
     #[test]
     fn an_arrow_against_the_design_is_found() {
-        let mut arrows: BTreeMap<String, BTreeSet<String>> =
-            ARROWS.iter().map(|(name, _)| ((*name).to_owned(), BTreeSet::new())).collect();
-        assert!(check_arrows(&arrows).is_empty());
-        arrows.insert("freshet-engine".to_owned(), BTreeSet::from(["freshet-api".to_owned()]));
-        arrows.insert("freshet-new".to_owned(), BTreeSet::new());
-        arrows.remove("freshet-ebpf");
-        let findings = check_arrows(&arrows);
-        assert_eq!(findings.len(), 3, "{findings:?}");
+        let wanted = design_arrows("<!-- arrows -->\n```\na ->\nb -> a\n```\nc -> b").unwrap();
+        assert_eq!(wanted.len(), 2);
+        let arrow =
+            |from: &str, to: &[&str]| (from.to_owned(), to.iter().map(|&name| name.to_owned()).collect());
+        assert!(check_arrows(&Arrows::from([arrow("a", &[]), arrow("b", &["a"])]), &wanted).is_empty());
+        let wrong = Arrows::from([arrow("a", &["b"]), arrow("new", &[])]);
+        assert_eq!(check_arrows(&wrong, &wanted).len(), 3);
+        assert!(design_arrows("no block").is_err());
     }
 
     #[test]

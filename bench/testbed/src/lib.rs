@@ -9,12 +9,13 @@
 //! die with the harness (parent-death signal), and what a killed harness left is removed by the next run, which
 //! touches only what belonged to an owner that is dead.
 //!
-//! It never measures with the programs under test: [`Host::interfaces`] reads the kernel's own counters. It knows
-//! nothing of Freshet's programs, and it never talks to a network outside the machine, except where
-//! [`repository`] has apt download real packages.
+//! It never measures with the programs under test: [`Host::interfaces`] reads the kernel's own counters. Of Freshet's
+//! programs only [`cluster`] knows, and only their command lines. It never talks to a network outside the machine,
+//! except where [`repository`] has apt download real packages.
 #![forbid(unsafe_code)]
 
 mod cancel;
+pub mod cluster;
 mod error;
 mod host;
 mod interface;

@@ -95,6 +95,12 @@ impl Testbed {
         &self.inner.backend
     }
 
+    /// What ends every wait on this testbed.
+    #[must_use]
+    pub fn cancel(&self) -> Cancel {
+        self.inner.cancel.clone()
+    }
+
     /// Where the processes' logs are.
     #[must_use]
     pub fn logs(&self) -> &Path {
