@@ -5,12 +5,16 @@
 //! a [`Moment`], chance as a seed. So the server, the volunteers and the simulator run the same code.
 #![forbid(unsafe_code)]
 
+pub mod admission;
+pub mod budget;
 pub mod draw;
 pub mod liveness;
 pub mod moment;
+pub mod network;
 pub mod pacing;
 pub mod rates;
 pub mod reservation;
 pub mod selection;
+pub mod trust;
 
 pub use moment::Moment;

@@ -59,7 +59,8 @@ pub struct Promise {
 pub struct DeliveryReport {
     /// Changes whenever the node's counters start again from zero.
     pub epoch: u64,
-    /// Payload bytes delivered to redirected clients since the epoch began.
+    /// Payload bytes delivered to redirected clients since the epoch began, and those that clients
+    /// abandoned if the node counts them: either way they are no longer owed.
     pub delivered: Bytes,
     /// Payload bytes of responses that have begun and not ended, if the node tells.
     pub in_flight: Option<Bytes>,
