@@ -1,0 +1,554 @@
+//! The volunteer's configuration: `dataplane.toml`, read once into checked values.
+//!
+//! Everything that an owner decides stands here; what control decided (credential, node number) does not.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use freshet_api::BytesPerSec;
+use freshet_api::config::ConfigError;
+use freshet_ebpf::InterfaceChoice;
+use serde::{Deserialize, Serialize};
+
+use crate::access_log::AccessLogTarget;
+use crate::limits::{LimitError, LimitOptions};
+use crate::logging::LogFormat;
+use crate::network::Network;
+
+/// `dataplane.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where customers are served; port 0 picks one. Empty means [`DEFAULT_LISTEN`].
+    pub listen: Vec<SocketAddr>,
+    /// What customers are sent to; without it `http://` and the first address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<PublicUrl>,
+    /// Where the mirror's tree is shown; without it `tree` beside the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tree: Option<PathBuf>,
+    /// Where credential and blobs are; without it the configuration's own directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
+    /// Interfaces that are counted.
+    pub interfaces: Interfaces,
+    /// Most that is sent, to customers and mirrors together, counted as bits on the wire; without it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub donated_rate: Option<BytesPerSec>,
+    /// Most that is received to keep the mirror current; without it as much as is donated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_rate: Option<BytesPerSec>,
+    /// Networks whose clients need no ticket.
+    pub local_networks: Vec<Network>,
+    /// Threads that serve, each with a ring; 0 means one per core.
+    pub rings: usize,
+    /// How long a stop waits for transfers to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_secs: Option<u64>,
+    /// The engine's bounds.
+    pub limits: LimitOptions,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// How the daemon's own lines look.
+    pub format: LogFormat,
+    /// Which of them are written, as `RUST_LOG` would say it; without it `info`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// Where requests are recorded.
+    pub access: AccessLogTarget,
+}
+
+impl Config {
+    /// Reads a file and checks what can be checked without the network; relative paths start at its directory.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the place.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        let mut config: Self = freshet_api::config::parse(&text)
+            .map_err(|source| LoadError::Parse { path: path.to_owned(), source })?;
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let state = config.state.take().map_or_else(|| directory.to_owned(), |state| directory.join(state));
+        config.tree = Some(config.tree.take().map_or_else(|| state.join(TREE), |tree| directory.join(tree)));
+        if let AccessLogTarget::File(file) = &mut config.log.access {
+            *file = directory.join(&*file);
+        }
+        config.state = Some(state);
+        config.check().map_err(|source| LoadError::Value { path: path.to_owned(), source })?;
+        Ok(config)
+    }
+
+    /// Checks what no type says.
+    ///
+    /// # Errors
+    /// [`ValueError`] names the key.
+    pub fn check(&self) -> Result<(), ValueError> {
+        self.limits.to_limits()?;
+        if self.listen.len() > LISTEN_MAX {
+            return Err(ValueError::TooMany { key: "listen", most: LISTEN_MAX, found: self.listen.len() });
+        }
+        if self.local_networks.len() > NETWORKS_MAX {
+            let found = self.local_networks.len();
+            return Err(ValueError::TooMany { key: "local_networks", most: NETWORKS_MAX, found });
+        }
+        for (key, rate) in [("donated_rate", self.donated_rate), ("sync_rate", self.sync_rate)] {
+            if let Some(rate) = rate
+                && rate.0 < RATE_MIN.0
+            {
+                return Err(ValueError::TooSlow { key, found: rate });
+            }
+        }
+        if self.rings > RINGS_MAX {
+            return Err(ValueError::TooMany { key: "rings", most: RINGS_MAX, found: self.rings });
+        }
+        if let Some(found) = self.grace_secs.filter(|&grace| grace > GRACE_SECS_MAX) {
+            return Err(ValueError::Limit(LimitError {
+                name: "grace_secs",
+                least: 0,
+                most: GRACE_SECS_MAX,
+                found,
+            }));
+        }
+        if let Some(filter) = &self.log.filter {
+            crate::logging::check_filter(filter).map_err(|message| ValueError::Filter { message })?;
+        }
+        Ok(())
+    }
+
+    /// Where to listen.
+    pub fn listen_addresses(&self) -> Vec<SocketAddr> {
+        if self.listen.is_empty() { vec![DEFAULT_LISTEN] } else { self.listen.clone() }
+    }
+
+    /// Most that sync receives.
+    pub fn effective_sync_rate(&self) -> Option<BytesPerSec> {
+        self.sync_rate.or(self.donated_rate)
+    }
+
+    /// How long a stop waits for transfers to end.
+    pub fn grace(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.grace_secs.unwrap_or(GRACE_SECS_DEFAULT))
+    }
+
+    /// As TOML, with every value that is in force.
+    ///
+    /// # Errors
+    /// None is expected: every value has a TOML form.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// Keys in which `new` differs that only a restart changes.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        [
+            ("listen", self.listen != new.listen),
+            ("tree", self.tree != new.tree),
+            ("state", self.state != new.state),
+            ("interfaces", self.interfaces != new.interfaces),
+            ("rings", self.rings != new.rings),
+            ("limits", self.limits != new.limits),
+            ("log.format", self.log.format != new.log.format),
+            ("log.filter", self.log.filter != new.log.filter),
+            ("log.access", self.log.access != new.log.access),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+}
+
+/// Which interfaces are counted: `"auto"`, or names and patterns with commas between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interfaces {
+    text: String,
+    choice: InterfaceChoice,
+}
+
+impl Interfaces {
+    /// As the counters want it.
+    pub fn choice(&self) -> &InterfaceChoice {
+        &self.choice
+    }
+}
+
+impl Default for Interfaces {
+    fn default() -> Self {
+        Self { text: "auto".to_owned(), choice: InterfaceChoice::Automatic }
+    }
+}
+
+impl FromStr for Interfaces {
+    type Err = freshet_ebpf::InterfaceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self { choice: text.parse()?, text: text.to_owned() })
+    }
+}
+
+impl<'de> Deserialize<'de> for Interfaces {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Interfaces {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+/// `http://host[:port]`, or `https://` where something in front of the daemon speaks TLS; no path, no trailing `/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// The URL without a trailing `/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Of an address that is bound.
+    pub fn of(address: SocketAddr) -> Self {
+        Self(format!("http://{address}"))
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = PublicUrlError;
+
+    fn from_str(text: &str) -> Result<Self, PublicUrlError> {
+        let refuse = || PublicUrlError { found: text.chars().take(120).collect() };
+        let trimmed = text.strip_suffix('/').unwrap_or(text);
+        let uri: http::Uri = trimmed.parse().map_err(|_| refuse())?;
+        let schemed = matches!(uri.scheme_str(), Some("http" | "https"));
+        let bare =
+            uri.path() == "/" && uri.query().is_none() && !trimmed.ends_with('/') && !trimmed.contains('#');
+        let authority = uri.authority().ok_or_else(refuse)?;
+        let plain = !authority.host().is_empty()
+            && !authority.as_str().contains('@')
+            && !authority.as_str().ends_with(':')
+            && authority.port_u16() != Some(0);
+        if schemed && bare && plain && text.len() <= URL_BYTES_MAX {
+            Ok(Self(trimmed.to_owned()))
+        } else {
+            Err(refuse())
+        }
+    }
+}
+
+impl std::fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for PublicUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Text that is no URL to send customers to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a URL such as `http://mirror.example.org:8081` without a path, found {found:?}")]
+pub struct PublicUrlError {
+    /// The first 120 characters of what was found.
+    pub found: String,
+}
+
+/// Why a configuration is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It can't be read.
+    #[error("cannot read {}: {source}; `dataplane join` writes one, and --state DIR names its directory", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no configuration.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: ConfigError,
+    },
+    /// A value makes no sense.
+    #[error("{}: {source}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which and why.
+        source: ValueError,
+    },
+}
+
+/// A value that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// A bound.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A list or number that is too large.
+    #[error("expected at most {most} in `{key}`, found {found}")]
+    TooMany {
+        /// The key.
+        key: &'static str,
+        /// The bound.
+        most: usize,
+        /// What came.
+        found: usize,
+    },
+    /// A rate at which nothing would ever end.
+    #[error("expected `{key}` to be at least {RATE_MIN}, found {found}; leave the key out for no limit")]
+    TooSlow {
+        /// The key.
+        key: &'static str,
+        /// What came.
+        found: BytesPerSec,
+    },
+    /// A log filter that can't be read.
+    #[error("expected `log.filter` to be like `info` or `warn,freshet_dataplane=debug`: {message}")]
+    Filter {
+        /// Why.
+        message: String,
+    },
+}
+
+/// What `dataplane join` writes into a new configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Template {
+    /// `listen`.
+    pub listen: Vec<SocketAddr>,
+    /// `public_url`.
+    pub public_url: Option<PublicUrl>,
+    /// `tree`.
+    pub tree: Option<PathBuf>,
+    /// `donated_rate`, as it was typed.
+    pub donated_rate: Option<String>,
+}
+
+impl Template {
+    /// A commented configuration; what was not given stands in it as a comment.
+    pub fn render(&self) -> String {
+        let mut text = String::from(TEMPLATE_HEAD);
+        let mut key = |comment: &str, key: &str, value: Option<String>, example: &str| {
+            // Writing to a String can't fail.
+            let _ = match value {
+                Some(value) => writeln!(text, "{comment}\n{key} = {value}\n"),
+                None => writeln!(text, "{comment}\n#{key} = {example}\n"),
+            };
+        };
+        let quoted = |value: &dyn std::fmt::Display| toml::Value::String(value.to_string()).to_string();
+        let listen = (!self.listen.is_empty())
+            .then(|| format!("[{}]", self.listen.iter().map(|a| quoted(a)).collect::<Vec<_>>().join(", ")));
+        key("# Where customers are served.", "listen", listen, &format!("[\"{DEFAULT_LISTEN}\"]"));
+        key(
+            "# What customers are sent to, when it is not simply the first address above (a name, a port that is\n\
+             # forwarded). Must be reachable by them.",
+            "public_url",
+            self.public_url.as_ref().map(|url| quoted(url)),
+            "\"http://mirror.example.org:8081\"",
+        );
+        key(
+            "# Where the mirror's tree is shown. Must be on the same file system as this directory: the files in it\n\
+             # are hard links to the store.",
+            "tree",
+            self.tree.as_ref().map(|tree| quoted(&tree.display())),
+            "\"tree\"",
+        );
+        key(
+            "# Most that is sent to customers and mirrors together, counted on the wire. Without it: all.",
+            "donated_rate",
+            self.donated_rate.as_ref().map(|rate| quoted(rate)),
+            "\"200 Mbit/s\"",
+        );
+        text.push_str(TEMPLATE_TAIL);
+        text
+    }
+}
+
+/// Where customers are served unless the configuration says otherwise: port 8081 of every address.
+pub const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 8081);
+/// The configuration's name within a state directory.
+pub const FILE_NAME: &str = "dataplane.toml";
+/// The tree's name within a state directory, unless the configuration names another.
+pub const TREE: &str = "tree";
+/// The least rate that can be donated.
+pub const RATE_MIN: BytesPerSec = BytesPerSec(12_500);
+
+const LISTEN_MAX: usize = 16;
+const NETWORKS_MAX: usize = 256;
+const RINGS_MAX: usize = 1_024;
+const URL_BYTES_MAX: usize = 300;
+const GRACE_SECS_DEFAULT: u64 = 30;
+const GRACE_SECS_MAX: u64 = 24 * 3600;
+
+const TEMPLATE_HEAD: &str = "\
+# What this volunteer gives, and where. `dataplane run --state DIR --check-config` tells what is in force;
+# SIGHUP reads it again. Unknown keys are refused. Relative paths start at this file's directory.
+
+";
+
+const TEMPLATE_TAIL: &str = "\
+# Most that is received to keep the mirror current. Without it: as much as is donated.
+#sync_rate = \"400 Mbit/s\"
+
+# Clients of these networks are served without a ticket, as from an ordinary mirror.
+#local_networks = [\"192.0.2.0/24\", \"2001:db8:1::/48\"]
+
+# Interfaces that are counted: \"auto\" for those with a default route, or names, also with * and ?.
+#interfaces = \"eth0,eth1\"
+
+# Threads that serve, each with a ring; 0 means one per core.
+#rings = 0
+
+# How long a stop waits for transfers to end.
+#grace_secs = 30
+
+# The bounds of the server; `dataplane run --help` lists them all.
+#[limits]
+#connections_max = 20000
+
+#[log]
+# \"text\" or \"json\".
+#format = \"text\"
+# As RUST_LOG would say it.
+#filter = \"info\"
+# A file, \"-\" for the standard output, or \"off\".
+#access = \"off\"
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, LoadError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn the_template_is_a_configuration() {
+        let config = load(&Template::default().render()).unwrap();
+        assert_eq!(config.listen_addresses(), [DEFAULT_LISTEN]);
+        let template = Template {
+            listen: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
+            public_url: Some("http://m.example:1".parse().unwrap()),
+            tree: Some("/srv/a \"b\"".into()),
+            donated_rate: Some("200 Mbit/s".into()),
+        };
+        let config = load(&template.render()).unwrap();
+        assert_eq!(config.listen, template.listen);
+        assert_eq!(config.public_url, template.public_url);
+        assert_eq!(config.tree, template.tree);
+        assert_eq!(config.effective_sync_rate(), Some(BytesPerSec(25_000_000)));
+    }
+
+    #[test]
+    fn every_commented_key_of_the_template_is_known() {
+        let text = Template::default().render();
+        let uncommented: String = text
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = load(&uncommented).unwrap();
+        assert_eq!(config.sync_rate, Some(BytesPerSec(50_000_000)));
+        assert_eq!(config.local_networks.len(), 2);
+        assert_eq!(config.limits.connections_max, Some(20_000));
+    }
+
+    #[test]
+    fn what_is_in_force_is_read_back() {
+        let config =
+            load("donated_rate = '10 Mbit/s'\ninterfaces = 'eth*'\n[log]\naccess = 'a.log'").unwrap();
+        let again: Config = freshet_api::config::parse(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.toml");
+        std::fs::write(&path, "state = 'state'\n[log]\naccess = 'logs/a'").unwrap();
+        let config = Config::load(&path).unwrap();
+        assert_eq!(config.tree.unwrap(), directory.path().join("state/tree"));
+        assert_eq!(config.log.access, AccessLogTarget::File(directory.path().join("logs/a")));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_place() {
+        for (text, expected) in [
+            ("listne = []", "did you mean `listen`?"),
+            ("[limits]\nconection_max = 1", "did you mean `connections_max`?"),
+            ("[log]\nformat = 'jsn'", "did you mean `json`?"),
+            ("\nlisten = ['nowhere']", "line 2"),
+            ("donated_rate = '1 bit/s'", "at least"),
+            ("donated_rate = 'fast'", "expected a rate"),
+            ("public_url = 'ftp://x'", "expected a URL"),
+            ("local_networks = ['10.0.0.1/8']", "expected a network"),
+            ("interfaces = 'a/b'", "interface"),
+            ("[limits]\nhead_timeout_secs = 0", "head_timeout_secs"),
+            ("[log]\nfilter = 'a=nonsense'", "log.filter"),
+            ("grace_secs = 10000000", "grace_secs"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains(FILE_NAME), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn urls_that_mislead_customers_are_refused() {
+        for text in ["http://h:80", "https://mirror.example.org", "http://[2001:db8::1]:8081", "http://h/"] {
+            assert!(text.parse::<PublicUrl>().is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "h:80",
+            "http://",
+            "http://u@h",
+            "http://h/path",
+            "http://h?q",
+            "http://h:",
+            "http://h:0",
+            "http://h//",
+            "/x",
+        ] {
+            assert!(text.parse::<PublicUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_restart_changes_a_port() {
+        let old = load("donated_rate = '10 Mbit/s'").unwrap();
+        let mut new = Config { donated_rate: None, ..old.clone() };
+        assert!(old.needs_restart(&new).is_empty());
+        new.listen = vec!["127.0.0.1:1".parse().unwrap()];
+        new.rings = 3;
+        assert_eq!(old.needs_restart(&new), ["listen", "rings"]);
+    }
+}
