@@ -3,12 +3,25 @@
 //! What is served is the business of a [`Site`]; how it reaches the socket is the business of this crate.
 //! Every kernel operation stands in the module `uring`; the rest of the crate is free of `unsafe`.
 
+mod admission;
+mod clock;
+mod connection;
+mod deadline;
+pub mod directory;
+mod files;
+mod http;
 pub mod limits;
+mod listen;
 pub mod observe;
 pub mod pace;
+mod respond;
+mod ring;
+mod send;
 pub mod server;
 pub mod site;
+mod uring;
 
+pub use directory::DirectorySite;
 pub use limits::Limits;
 pub use observe::{Observer, ResponseRecord};
 pub use pace::{Grant, Pacer};

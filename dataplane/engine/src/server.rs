@@ -2,12 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
+use crate::admission::Admission;
 use crate::limits::Limits;
+use crate::listen;
 use crate::observe::Observer;
 use crate::pace::Pacer;
+use crate::ring::{self, ListeningSocket, Order, Served, Setup};
 use crate::site::Site;
+use crate::uring::{self, ProbeError};
 
 /// A port to serve on.
 pub struct Listener {
@@ -43,14 +52,90 @@ impl Server {
     /// # Errors
     /// [`StartError`] names what the kernel lacks or which address can't be bound.
     pub fn start(self) -> Result<Running, StartError> {
-        Err(StartError::NoListeners)
+        if self.listeners.is_empty() {
+            return Err(StartError::NoListeners);
+        }
+        let abilities = uring::probe()?;
+        uring::ignore_sigpipe();
+        let limits = fit_descriptors(self.limits);
+        let rings = match self.rings {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            rings => rings,
+        };
+        let mut sockets: Vec<Vec<ListeningSocket>> = (0..rings).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::with_capacity(self.listeners.len());
+        let mut served = Vec::with_capacity(self.listeners.len());
+        for listener in self.listeners {
+            let address = listen::on_every_ring(&listener, &mut sockets)?;
+            addresses.push(address);
+            served.push(Served { class: listener.class, site: listener.site });
+        }
+        let listeners: Arc<[Served]> = served.into();
+        let admission = Arc::new(Admission::new(&limits));
+        let (orders, receiver) = watch::channel(Order::Run);
+        let mut running = Running { addresses, orders, threads: Vec::new(), stats: Vec::new() };
+        for (index, sockets) in sockets.into_iter().enumerate() {
+            let stats = Arc::new(RingStats::default());
+            let setup = Setup {
+                index,
+                rings,
+                abilities,
+                limits: limits.clone(),
+                sockets,
+                listeners: Arc::clone(&listeners),
+                admission: Arc::clone(&admission),
+                pacer: self.pacer.clone(),
+                observer: self.observer.clone(),
+                stats: Arc::clone(&stats),
+                orders: receiver.clone(),
+            };
+            running.stats.push(stats);
+            running.threads.push(start_ring(setup)?);
+        }
+        Ok(running)
     }
+}
+
+/// Starts a ring's thread and waits until it accepts.
+fn start_ring(setup: Setup) -> Result<JoinHandle<()>, StartError> {
+    let (ready, started) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(format!("ring-{}", setup.index))
+        .spawn(move || ring::run(setup, &ready))
+        .map_err(|source| StartError::Uring { source })?;
+    match started.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(source)) => Err(StartError::Uring { source }),
+        Err(_) => Err(StartError::Uring { source: std::io::Error::other("the ring's thread ended at once") }),
+    }
+}
+
+/// Lowers the bounds to what the process may open; the rest is left to the program around.
+fn fit_descriptors(mut limits: Limits) -> Limits {
+    let allowed = usize::try_from(uring::raise_descriptor_limit()).unwrap_or(usize::MAX);
+    let room = allowed.saturating_sub(DESCRIPTORS_RESERVED);
+    let wanted = limits.connections_max.saturating_add(limits.descriptors_max);
+    if wanted > room {
+        limits.descriptors_max = limits.descriptors_max.min(room / 4).max(1);
+        limits.connections_max = limits.connections_max.min(room - limits.descriptors_max.min(room)).max(1);
+        tracing::warn!(
+            allowed,
+            wanted,
+            connections_max = limits.connections_max,
+            descriptors_max = limits.descriptors_max,
+            "the limit of open descriptors is too low for the engine's limits; raise it (ulimit -n, LimitNOFILE=)"
+        );
+    }
+    limits
 }
 
 /// A running server; dropping it stops it without grace.
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<SocketAddr>,
+    orders: watch::Sender<Order>,
+    threads: Vec<JoinHandle<()>>,
+    stats: Vec<Arc<RingStats>>,
 }
 
 impl Running {
@@ -61,13 +146,64 @@ impl Running {
 
     /// Counters so far, over all rings.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let mut sum = Stats::default();
+        for ring in &self.stats {
+            let (accepted, closed) = (ring.accepted.value(), ring.closed.value());
+            sum.accepted += accepted;
+            sum.open += accepted.saturating_sub(closed);
+            sum.refused += ring.refused.value();
+            sum.responses += ring.responses.value();
+            sum.body_bytes += ring.body_bytes.value();
+            sum.timed_out += ring.timed_out.value();
+        }
+        sum
     }
 
     /// Stops accepting, lets responses in flight end for at most `grace`, closes the rest, joins the threads.
-    pub fn stop(self, grace: Duration) {
-        let _ = grace;
+    pub fn stop(mut self, grace: Duration) {
+        self.end(grace);
     }
+
+    fn end(&mut self, grace: Duration) {
+        let _ = self.orders.send(Order::Finish(Instant::now() + grace));
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a ring's thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+/// A counter that one thread writes and others read.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds without a locked instruction, which one writer makes possible.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of one ring.
+#[derive(Debug, Default)]
+pub(crate) struct RingStats {
+    pub(crate) accepted: Counter,
+    pub(crate) closed: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) responses: Counter,
+    pub(crate) body_bytes: Counter,
+    pub(crate) timed_out: Counter,
 }
 
 /// Counters of a server since its start.
@@ -102,7 +238,9 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// io_uring can't be used.
-    #[error("io_uring is not usable here ({source}); it needs Linux 5.19 or later and must not be blocked by seccomp or kernel.io_uring_disabled")]
+    #[error(
+        "io_uring is not usable here ({source}); it needs Linux 5.19 or later and must not be blocked by seccomp or kernel.io_uring_disabled"
+    )]
     Uring {
         /// Why.
         source: std::io::Error,
@@ -116,3 +254,15 @@ pub enum StartError {
         since: &'static str,
     },
 }
+
+impl From<ProbeError> for StartError {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Unusable(source) => Self::Uring { source },
+            ProbeError::Missing { operation, since } => Self::Missing { operation, since },
+        }
+    }
+}
+
+/// Descriptors left to logs, stores and the rest of the program.
+const DESCRIPTORS_RESERVED: usize = 256;

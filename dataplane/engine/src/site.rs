@@ -23,10 +23,9 @@ pub trait Site: Send + Sync + 'static {
     fn unavailable(&self, request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
         let _ = (request, file);
         match why {
-            Unavailable::NotFound | Unavailable::Escapes => Answer::Refusal(Refusal::new(
-                StatusCode::NOT_FOUND,
-                "no such file here\n",
-            )),
+            Unavailable::NotFound | Unavailable::Directory | Unavailable::Escapes => {
+                Answer::Refusal(Refusal::new(StatusCode::NOT_FOUND, "no such file here\n"))
+            }
             Unavailable::Changed { .. } | Unavailable::Io(_) => Answer::Refusal(Refusal::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the file could not be read; try again later\n",
@@ -164,14 +163,19 @@ impl Refusal {
 /// Why a file could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
-    /// Nothing is there, or it is not a regular file.
+    /// Nothing is there, or it is neither a regular file nor a directory.
     #[error("no such regular file")]
     NotFound,
+    /// A directory is there.
+    #[error("expected a regular file, found a directory")]
+    Directory,
     /// The path leaves the root (a symbolic link out of the tree).
     #[error("the path leaves the served tree")]
     Escapes,
     /// It is not the version that was asked for.
-    #[error("expected {expected_size:?} bytes of mtime {expected_mtime:?}, found {size} bytes of mtime {mtime}")]
+    #[error(
+        "expected {expected_size:?} bytes of mtime {expected_mtime:?}, found {size} bytes of mtime {mtime}"
+    )]
     Changed {
         /// Size that was asked for.
         expected_size: Option<u64>,
@@ -185,6 +189,12 @@ pub enum Unavailable {
     /// The kernel's word.
     #[error("cannot open: {0}")]
     Io(#[source] std::io::Error),
+}
+
+impl std::os::fd::AsFd for Root {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
 }
 
 impl Root {

@@ -155,7 +155,8 @@ impl DrainPipe {
 
     fn drain(&self, mut left: usize) -> io::Result<()> {
         while left > 0 {
-            let count = rustix::pipe::splice(&self.reader, None, &self.null, None, left, SpliceFlags::NONBLOCK)?;
+            let count =
+                rustix::pipe::splice(&self.reader, None, &self.null, None, left, SpliceFlags::NONBLOCK)?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -184,8 +185,8 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 fn again_is_none(result: Result<usize, Errno>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
-        Err(Errno::AGAIN) => Ok(None),
-        Err(Errno::INTR) => Ok(Some(0)),
+        // An interrupted call moved nothing: asking the ring for readiness and trying again is right for both.
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

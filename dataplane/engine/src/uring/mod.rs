@@ -13,10 +13,12 @@ use std::future::Future;
 use std::io;
 
 pub(crate) use inline::{
-    DrainPipe, OpenHint, ignore_sigpipe, open_beneath_cached, raise_descriptor_limit, receive, resident, send,
+    DrainPipe, ignore_sigpipe, open_beneath_cached, raise_descriptor_limit, receive, resident, send,
     sendfile, unsent_bytes,
 };
-pub(crate) use operation::{accept, cancel_accepts, open_beneath, prefetch, read_exact_at, readable, writable};
+pub(crate) use operation::{
+    accept, cancel_accepts, open_beneath, prefetch, read_exact_at, readable, writable,
+};
 pub(crate) use probe::{Abilities, ProbeError, probe};
 pub(crate) use socket::Socket;
 

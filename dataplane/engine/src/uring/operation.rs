@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -76,14 +76,14 @@ struct AcceptAddress {
 ///
 /// # Errors
 /// The kernel's: `EMFILE`, `ECONNABORTED`, or `ECANCELED` after [`cancel_accepts`].
-pub(crate) async fn accept(listener: Rc<OwnedFd>) -> io::Result<(OwnedFd, SocketAddr)> {
+pub(crate) async fn accept<L: AsFd + 'static>(listener: Rc<L>) -> io::Result<(OwnedFd, SocketAddr)> {
     let mut address = Box::new(AcceptAddress {
         // SAFETY: all-zero bytes are a valid `sockaddr_storage` (family AF_UNSPEC).
         storage: unsafe { std::mem::zeroed() },
         length: size_of::<libc::sockaddr_storage>() as libc::socklen_t,
     });
     let entry = opcode::Accept::new(
-        types::Fd(listener.as_raw_fd()),
+        types::Fd(listener.as_fd().as_raw_fd()),
         (&raw mut address.storage).cast(),
         &raw mut address.length,
     )
@@ -97,8 +97,8 @@ pub(crate) async fn accept(listener: Rc<OwnedFd>) -> io::Result<(OwnedFd, Socket
 }
 
 /// Makes every accept that waits on `listener` end with `ECANCELED` (Linux 5.19).
-pub(crate) async fn cancel_accepts(listener: Rc<OwnedFd>) {
-    let target = types::CancelBuilder::fd(types::Fd(listener.as_raw_fd())).all();
+pub(crate) async fn cancel_accepts<L: AsFd + 'static>(listener: Rc<L>) {
+    let target = types::CancelBuilder::fd(types::Fd(listener.as_fd().as_raw_fd())).all();
     let entry = opcode::AsyncCancel2::new(target).build();
     let _ = submit(listener, entry).await;
 }
@@ -107,13 +107,12 @@ pub(crate) async fn cancel_accepts(listener: Rc<OwnedFd>) {
 ///
 /// # Errors
 /// The kernel's: `ENOENT`, `EXDEV` for a path that leaves the root, `EAGAIN` for a race with a rename.
-pub(crate) async fn open_beneath(root: Arc<OwnedFd>, path: CString) -> io::Result<OwnedFd> {
+pub(crate) async fn open_beneath<R: AsFd + 'static>(root: Arc<R>, path: CString) -> io::Result<OwnedFd> {
     let how = Box::new(
-        types::OpenHow::new()
-            .flags(OpenHint::FLAGS.bits().into())
-            .resolve(OpenHint::RESOLVE.bits()),
+        types::OpenHow::new().flags(OpenHint::FLAGS.bits().into()).resolve(OpenHint::RESOLVE.bits()),
     );
-    let entry = opcode::OpenAt2::new(types::Fd(root.as_raw_fd()), path.as_ptr(), &raw const *how).build();
+    let entry =
+        opcode::OpenAt2::new(types::Fd(root.as_fd().as_raw_fd()), path.as_ptr(), &raw const *how).build();
     let (result, _owned) = submit((root, path, how), entry).await;
     // SAFETY: a result that is no error is a new descriptor which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(result?) })
@@ -123,7 +122,7 @@ pub(crate) async fn open_beneath(root: Arc<OwnedFd>, path: CString) -> io::Resul
 ///
 /// # Errors
 /// The kernel's, or `UnexpectedEof` when the file has become shorter.
-pub(crate) async fn read_exact_at<F: std::os::fd::AsFd + 'static>(
+pub(crate) async fn read_exact_at<F: AsFd + 'static>(
     file: Rc<F>,
     offset: u64,
     length: usize,
@@ -154,11 +153,7 @@ pub(crate) async fn read_exact_at<F: std::os::fd::AsFd + 'static>(
 ///
 /// # Errors
 /// The kernel's, or `UnexpectedEof` when the file has become shorter.
-pub(crate) async fn prefetch<F: std::os::fd::AsFd + 'static>(
-    file: Rc<F>,
-    offset: u64,
-    length: u64,
-) -> io::Result<()> {
+pub(crate) async fn prefetch<F: AsFd + 'static>(file: Rc<F>, offset: u64, length: u64) -> io::Result<()> {
     let span = libc::off_t::from(i32::try_from(length).unwrap_or(i32::MAX));
     let advice = opcode::Fadvise::new(types::Fd(file.as_fd().as_raw_fd()), span, libc::POSIX_FADV_WILLNEED)
         .offset(offset)

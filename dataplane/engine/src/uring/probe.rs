@@ -46,14 +46,17 @@ pub(crate) fn probe() -> Result<Abilities, ProbeError> {
         return Err(ProbeError::Missing { operation: "IORING_FEAT_NODROP", since: "5.5" });
     }
     drop(ring);
-    let cooperative = IoUring::builder().setup_coop_taskrun().build(PROBE_ENTRIES).is_ok();
+    let cooperative = starts(IoUring::builder().setup_coop_taskrun());
     if !cooperative {
         // Cancelling by descriptor came with the same version; without it a stop could hang.
         return Err(ProbeError::Missing { operation: "IORING_ASYNC_CANCEL_FD", since: "5.19" });
     }
-    let single_issuer =
-        IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(PROBE_ENTRIES).is_ok();
+    let single_issuer = starts(IoUring::builder().setup_coop_taskrun().setup_single_issuer());
     Ok(Abilities { cooperative, single_issuer })
+}
+
+fn starts(setup: &io_uring::Builder) -> bool {
+    setup.build(PROBE_ENTRIES).is_ok()
 }
 
 const PROBE_ENTRIES: u32 = 4;

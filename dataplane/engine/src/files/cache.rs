@@ -1,0 +1,308 @@
+//! Open files of one ring, bounded by descriptors and bytes, each compared with its path from time to time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::opened::{Content, OpenFile, Resident, Version, read_resident};
+use crate::site::{FileAnswer, Root, Unavailable};
+use crate::uring;
+
+/// A root and a path beneath it. The root's address stands for it: the entry keeps it alive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    root: usize,
+    path: Bytes,
+}
+
+impl Key {
+    fn new(root: &Arc<Root>, path: &Bytes) -> Self {
+        Self { root: Arc::as_ptr(root).addr(), path: path.clone() }
+    }
+
+    pub(crate) fn path_length(&self) -> usize {
+        self.path.len()
+    }
+}
+
+/// What a look into the cache gives.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    /// Ready to be sent.
+    Found(Rc<OpenFile>),
+    /// Can't be served.
+    Failed(Unavailable),
+    /// The disk has to be waited for: see [`FileCache::load`].
+    Cold(Missing),
+}
+
+/// A file on its way into the cache.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    root: Arc<Root>,
+    path: Bytes,
+    /// Open already; only its bytes are not in memory.
+    opened: Option<(OwnedFd, Version)>,
+}
+
+/// The bounds of one ring's share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheLimits {
+    pub(crate) memory_file_bytes_max: u64,
+    pub(crate) memory_bytes_max: u64,
+    pub(crate) descriptors_max: usize,
+    pub(crate) revalidate_after_millis: u64,
+}
+
+/// Open files of one ring.
+#[derive(Debug)]
+pub(crate) struct FileCache {
+    limits: CacheLimits,
+    entries: RefCell<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_key: HashMap<Key, usize>,
+    slots: Vec<Option<Rc<OpenFile>>>,
+    free: Vec<usize>,
+    hand: usize,
+    descriptors: usize,
+    bytes: u64,
+}
+
+impl FileCache {
+    pub(crate) fn new(limits: CacheLimits) -> Self {
+        Self { limits, entries: RefCell::default() }
+    }
+
+    /// Finds a file, opening it when that needs no disk. `now` is in coarse milliseconds.
+    pub(crate) fn lookup(&self, wanted: &FileAnswer, now: u64) -> Lookup {
+        let key = Key::new(&wanted.root, &wanted.path);
+        if let Some(file) = self.hit(&key, wanted, now) {
+            return Lookup::Found(file);
+        }
+        match open_now(wanted) {
+            Ok(Some(descriptor)) => match Version::of_descriptor(&descriptor) {
+                Ok(version) => self.admit(wanted, descriptor, version, now),
+                Err(why) => Lookup::Failed(why),
+            },
+            Ok(None) => Lookup::Cold(Missing {
+                root: Arc::clone(&wanted.root),
+                path: wanted.path.clone(),
+                opened: None,
+            }),
+            Err(why) => Lookup::Failed(self.after(why)),
+        }
+    }
+
+    /// Waits for the disk and brings the file in.
+    ///
+    /// # Errors
+    /// [`Unavailable`], as for a file that was there at once.
+    pub(crate) async fn load(
+        &self,
+        missing: Missing,
+        clock: &crate::clock::Clock,
+    ) -> Result<Rc<OpenFile>, Unavailable> {
+        let Missing { root, path, opened } = missing;
+        let (descriptor, mut version) = match opened {
+            Some(opened) => opened,
+            None => {
+                let name = CString::new(path.to_vec()).map_err(|_| Unavailable::NotFound)?;
+                let mut attempts = 0;
+                let descriptor = loop {
+                    match uring::open_beneath(Arc::clone(&root), name.clone()).await {
+                        Ok(descriptor) => break descriptor,
+                        // A rename somewhere in the tree raced with the walk.
+                        Err(error)
+                            if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error())
+                                && attempts < OPEN_ATTEMPTS_MAX =>
+                        {
+                            attempts += 1;
+                        }
+                        Err(error) => return Err(self.after(unavailable(error))),
+                    }
+                };
+                let version = Version::of_descriptor(&descriptor)?;
+                (descriptor, version)
+            }
+        };
+        let content = if version.size <= self.limits.memory_file_bytes_max {
+            let descriptor = Rc::new(descriptor);
+            let mut attempts = 0;
+            loop {
+                let length = usize::try_from(version.size).unwrap_or(usize::MAX);
+                let read = uring::read_exact_at(Rc::clone(&descriptor), 0, length).await;
+                let after = Version::of_descriptor(&*descriptor)?;
+                match read {
+                    Ok(body) if after == version => break Content::Memory(body.into()),
+                    Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                        return Err(Unavailable::Io(error));
+                    }
+                    // Written in place while it was read: try the version that is there now.
+                    _ if attempts < OPEN_ATTEMPTS_MAX && after.size <= self.limits.memory_file_bytes_max => {
+                        attempts += 1;
+                        version = after;
+                    }
+                    _ => return Err(Unavailable::Io(io::ErrorKind::ResourceBusy.into())),
+                }
+            }
+        } else {
+            Content::Descriptor(descriptor)
+        };
+        Ok(self.keep(&root, &path, version, content, clock.millis()))
+    }
+
+    /// Forgets everything, for want of descriptors.
+    pub(crate) fn clear(&self) {
+        *self.entries.borrow_mut() = Entries::default();
+    }
+
+    fn hit(&self, key: &Key, wanted: &FileAnswer, now: u64) -> Option<Rc<OpenFile>> {
+        let file = {
+            let entries = self.entries.borrow();
+            Rc::clone(entries.slots[*entries.by_key.get(key)?].as_ref()?)
+        };
+        let matches = wanted.expected_size.is_none_or(|size| size == file.version.size)
+            && wanted.expected_mtime.is_none_or(|mtime| mtime == file.version.mtime);
+        if matches && now.saturating_sub(file.checked.get()) < self.limits.revalidate_after_millis {
+            file.used.set(true);
+            return Some(file);
+        }
+        if Version::of_path(&file.root, &key.path) == Some(file.version) {
+            file.checked.set(now);
+            file.used.set(true);
+            return Some(file);
+        }
+        self.entries.borrow_mut().remove(key);
+        None
+    }
+
+    fn admit(&self, wanted: &FileAnswer, descriptor: OwnedFd, version: Version, now: u64) -> Lookup {
+        let (root, path) = (&wanted.root, &wanted.path);
+        if version.size > self.limits.memory_file_bytes_max {
+            return Lookup::Found(self.keep(root, path, version, Content::Descriptor(descriptor), now));
+        }
+        match read_resident(&descriptor, version.size) {
+            Ok(Some(body)) if Version::of_descriptor(&descriptor).is_ok_and(|after| after == version) => {
+                Lookup::Found(self.keep(root, path, version, Content::Memory(body.into()), now))
+            }
+            Ok(_) => Lookup::Cold(Missing {
+                root: Arc::clone(root),
+                path: path.clone(),
+                opened: Some((descriptor, version)),
+            }),
+            Err(error) => Lookup::Failed(Unavailable::Io(error)),
+        }
+    }
+
+    fn keep(
+        &self,
+        root: &Arc<Root>,
+        path: &Bytes,
+        version: Version,
+        content: Content,
+        now: u64,
+    ) -> Rc<OpenFile> {
+        let file = Rc::new(OpenFile {
+            key: Key::new(root, path),
+            root: Arc::clone(root),
+            version,
+            content,
+            assembled: RefCell::new(None),
+            checked: Cell::new(now),
+            used: Cell::new(true),
+            resident: Cell::new(Resident::default()),
+            copies: Cell::new(false),
+        });
+        self.entries.borrow_mut().insert(Rc::clone(&file), &self.limits);
+        file
+    }
+
+    /// Out of descriptors: what is cached is given up, so that the next request finds some.
+    fn after(&self, why: Unavailable) -> Unavailable {
+        if let Unavailable::Io(error) = &why
+            && [Errno::MFILE, Errno::NFILE]
+                .iter()
+                .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+        {
+            self.clear();
+        }
+        why
+    }
+}
+
+impl Entries {
+    fn insert(&mut self, file: Rc<OpenFile>, limits: &CacheLimits) {
+        self.remove(&file.key);
+        self.descriptors += usize::from(file.descriptor().is_some());
+        self.bytes += file.weight();
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.by_key.insert(file.key.clone(), slot);
+        self.slots[slot] = Some(file);
+        while self.by_key.len() > 1
+            && (self.descriptors > limits.descriptors_max || self.bytes > limits.memory_bytes_max)
+        {
+            self.evict(slot);
+        }
+    }
+
+    /// One step of the clock: what was used since the hand last came by is spared once.
+    fn evict(&mut self, newest: usize) {
+        self.hand = (self.hand + 1) % self.slots.len();
+        let Some(file) = &self.slots[self.hand] else { return };
+        if self.hand == newest || file.used.replace(false) {
+            return;
+        }
+        let key = file.key.clone();
+        self.remove(&key);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(slot) = self.by_key.remove(key) else { return };
+        if let Some(file) = self.slots[slot].take() {
+            self.descriptors -= usize::from(file.descriptor().is_some());
+            self.bytes -= file.weight();
+        }
+        self.free.push(slot);
+    }
+}
+
+/// Opens without waiting for a disk; `None` when that is not possible.
+fn open_now(wanted: &FileAnswer) -> Result<Option<OwnedFd>, Unavailable> {
+    if wanted.path.len() >= PATH_BYTES_MAX || wanted.path.starts_with(b"/") {
+        return Err(Unavailable::NotFound);
+    }
+    let mut name = [0_u8; PATH_BYTES_MAX];
+    name[..wanted.path.len()].copy_from_slice(&wanted.path);
+    let name = std::ffi::CStr::from_bytes_with_nul(&name[..=wanted.path.len()])
+        .map_err(|_| Unavailable::NotFound)?;
+    uring::open_beneath_cached(&*wanted.root, name).map_err(unavailable)
+}
+
+fn unavailable(error: io::Error) -> Unavailable {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG | Errno::NXIO) => {
+            Unavailable::NotFound
+        }
+        Some(Errno::XDEV) => Unavailable::Escapes,
+        _ => Unavailable::Io(error),
+    }
+}
+
+/// `PATH_MAX` of Linux, the NUL included.
+const PATH_BYTES_MAX: usize = 4_096;
+
+/// Attempts at a path or file that changes while it is opened.
+const OPEN_ATTEMPTS_MAX: u32 = 3;

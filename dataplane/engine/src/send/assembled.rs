@@ -1,0 +1,76 @@
+//! The head of a file's plain 200, kept ready to be sent in one piece with a body that is in memory.
+
+use std::time::SystemTime;
+
+use ::http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::clock::Clock;
+use crate::files::OpenFile;
+use crate::files::opened::Content;
+use crate::http::response::{HeadWriter, date_span};
+use crate::site::FileAnswer;
+
+/// Head and in-memory body in one buffer, with what the head was made from.
+#[derive(Debug)]
+pub(crate) struct Assembled {
+    bytes: Vec<u8>,
+    head_length: usize,
+    date_start: usize,
+    second: i64,
+    etag: Option<HeaderValue>,
+    last_modified: Option<SystemTime>,
+    content_type: Option<HeaderValue>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Assembled {
+    /// Makes the head of `answer`, and puts a body that is in memory behind it.
+    pub(crate) fn new(file: &OpenFile, answer: &FileAnswer, clock: &Clock) -> Self {
+        let second = clock.second();
+        let mut writer = HeadWriter::new(StatusCode::OK, &clock.date());
+        let representation = super::Representation::of_file(file, answer);
+        representation.write(&mut writer, |_| false);
+        writer.length(file.version.size).field("Accept-Ranges", b"bytes");
+        let mut bytes = writer.end(None);
+        let head_length = bytes.len();
+        let date_start = date_span(&bytes).map_or(0, |span| span.start);
+        if let Content::Memory(body) = &file.content {
+            bytes.reserve_exact(body.len());
+            bytes.extend_from_slice(body);
+        }
+        Self {
+            bytes,
+            head_length,
+            date_start,
+            second,
+            etag: answer.etag.clone(),
+            last_modified: answer.last_modified,
+            content_type: answer.content_type.clone(),
+            headers: answer.headers.clone(),
+        }
+    }
+
+    /// Whether the head was made from the same answer.
+    pub(crate) fn fits(&self, answer: &FileAnswer) -> bool {
+        self.etag == answer.etag
+            && self.last_modified == answer.last_modified
+            && self.content_type == answer.content_type
+            && self.headers == answer.headers
+    }
+
+    /// The buffer with the date of now.
+    pub(crate) fn current(&mut self, clock: &Clock) -> &[u8] {
+        let second = clock.second();
+        if second != self.second {
+            let date = clock.date();
+            self.bytes[self.date_start..self.date_start + date.len()].copy_from_slice(&date);
+            self.second = second;
+        }
+        &self.bytes
+    }
+
+    /// Bytes of the buffer that are head.
+    pub(crate) fn head_length(&self) -> usize {
+        self.head_length
+    }
+}
