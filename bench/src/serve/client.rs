@@ -6,6 +6,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -60,9 +61,15 @@ impl Client {
             random: SmallRng::seed_from_u64(SEED),
             scratch: vec![0; SCRATCH_BYTES],
         };
-        for slot in 0..connections {
-            let connection = client.connect(slot)?;
-            client.connections.push(connection);
+        while client.connections.len() < connections {
+            let batch = client.connections.len()..connections.min(client.connections.len() + ACCEPT_BATCH);
+            for slot in batch.clone() {
+                let connection = client.connect(slot)?;
+                client.connections.push(connection);
+            }
+            // An answer on each proves that it was accepted: a listen queue that overflows loses connections
+            // that the client takes for open.
+            client.drive(batch, Duration::ZERO, &mut histogram())?;
         }
         Ok(client)
     }
@@ -72,12 +79,16 @@ impl Client {
     /// # Errors
     /// When a connection breaks or nothing comes for [`STALL`].
     pub(crate) fn closed_loop(&mut self, time: Duration, latency: &mut Histogram<u64>) -> Result<Turn> {
+        self.drive(0..self.connections.len(), time, latency)
+    }
+
+    fn drive(&mut self, slots: Range<usize>, time: Duration, latency: &mut Histogram<u64>) -> Result<Turn> {
         let start = Instant::now();
         let mut turn = Turn { requests: 0, bytes: 0, wall: Duration::ZERO };
-        for slot in 0..self.connections.len() {
+        let mut active = slots.len();
+        for slot in slots {
             self.fire(slot, start)?;
         }
-        let mut active = self.connections.len();
         let mut ready = Vec::with_capacity(EVENTS);
         while active > 0 {
             self.wait(&mut ready, Some(STALL))?;
@@ -209,6 +220,10 @@ impl Client {
                 .checked_sub(count)
                 .with_context(|| format!("{count} bytes came where {} were left", connection.left))?;
             if connection.left == 0 {
+                if self.fresh {
+                    // The server closes it now; that is no event to wait for.
+                    epoll::delete(&self.epoll, &connection.socket)?;
+                }
                 return Ok(Some(connection.expected));
             }
             if count < SCRATCH_BYTES as u64 {
@@ -309,6 +324,7 @@ fn read_response(socket: &mut TcpStream, buffer: &mut [u8]) -> Result<u64> {
 
 const STALL: Duration = Duration::from_secs(10);
 const EVENTS: usize = 256;
+const ACCEPT_BATCH: usize = 256;
 const SCRATCH_BYTES: usize = 256 << 10;
 const SEED: u64 = 0x5eed;
 

@@ -32,6 +32,8 @@ pub(crate) struct CellResult {
     /// Requests per second at which `latency_fixed_rate` was taken.
     pub(crate) fixed_rate: Option<f64>,
     pub(crate) servers: Vec<ServerResult>,
+    /// What went wrong with a peer.
+    pub(crate) notes: Vec<String>,
 }
 
 /// One server in one cell; the rounds of all servers correspond by index.
@@ -73,7 +75,13 @@ impl Latency {
 
 impl CellResult {
     pub(crate) fn new(name: &str, what: &str) -> Self {
-        Self { name: name.to_owned(), what: what.to_owned(), fixed_rate: None, servers: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            what: what.to_owned(),
+            fixed_rate: None,
+            servers: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 }
 
@@ -186,6 +194,9 @@ impl Report {
                     ]);
                 }
             }
+        }
+        for note in self.cells.iter().flat_map(|cell| &cell.notes) {
+            let _ = writeln!(text, "not measured: {note}");
         }
         for table in [rates, latencies, others] {
             if !table.is_empty() {
