@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Error, Host, Link, Process, Program, Testbed, wait_until};
+use crate::{Error, Finished, Host, Link, Process, Program, Testbed, wait_until};
 
 /// The built programs.
 #[derive(Clone, Debug)]
@@ -207,12 +207,7 @@ impl Cluster {
         })?;
         let delivery = SocketAddr::new(host.addr()?, host.free_port()?);
         let state = self.directory.join(name);
-        let program = Program::new(self.programs.path("dataplane"))
-            .args(["join", join, "--state"])
-            .arg(&state)
-            .args(["--listen".to_owned(), delivery.to_string()])
-            .args(["--public-url".to_owned(), format!("http://{delivery}")]);
-        let joined = host.run(&program, READY)?;
+        let joined = self.join(&host, join, &state, Some(delivery))?;
         if !joined.status.success() {
             return Err(Error::Command {
                 command: format!("dataplane join on {name}"),
@@ -224,6 +219,27 @@ impl Cluster {
         volunteer.start(&self.programs)?;
         self.volunteers.push(volunteer);
         self.volunteers.last_mut().ok_or_else(|| Error::Gone { what: name.to_owned() })
+    }
+
+    /// Runs `dataplane join` on a host to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end; what its status means is the caller's to judge.
+    pub fn join(
+        &self,
+        host: &Host,
+        join: &str,
+        state: &Path,
+        delivery: Option<SocketAddr>,
+    ) -> Result<Finished, Error> {
+        let mut program =
+            Program::new(self.programs.path("dataplane")).args(["join", join, "--state"]).arg(state);
+        if let Some(delivery) = delivery {
+            program = program.args(["--listen".to_owned(), delivery.to_string()]);
+            program = program.args(["--public-url".to_owned(), format!("http://{delivery}")]);
+        }
+        host.run(&program, READY)
     }
 
     /// Starts a volunteer again with the state that it left.
@@ -350,6 +366,12 @@ impl Volunteer {
     #[must_use]
     pub fn delivery(&self) -> SocketAddr {
         self.delivery
+    }
+
+    /// The directory of its state.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Its process, while it has one.

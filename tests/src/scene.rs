@@ -1,0 +1,238 @@
+//! A scene: a testbed with Freshet on it, serving a copy of the small repository, and a customer's host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use freshet_testbed::cluster::{Cluster, Programs};
+use freshet_testbed::repository::{Repository, RepositoryFile, Selection};
+use freshet_testbed::{Backend, Cancel, Host, Link, Options, Rate, Testbed, wait_until};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a test waits for anything: long enough for a debug build on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// What a test wants of its scene.
+#[derive(Clone, Debug)]
+pub struct SceneOptions {
+    /// How many volunteers.
+    pub volunteers: usize,
+    /// The volunteers' links, where links have rates.
+    pub volunteer_rate: Rate,
+    /// Adds `large/generated.bin` of so many bytes to the repository: more than the sockets' buffers swallow.
+    pub large_bytes: Option<usize>,
+}
+
+impl Default for SceneOptions {
+    fn default() -> SceneOptions {
+        SceneOptions { volunteers: 2, volunteer_rate: Rate::mbit(400), large_bytes: None }
+    }
+}
+
+/// The scene; dropping it ends and removes everything.
+#[derive(Debug)]
+pub struct Scene {
+    /// The origin and its volunteers. Before the testbed, so that it goes first.
+    pub cluster: Cluster,
+    /// The customer's host.
+    pub customer: Host,
+    /// The repository that is served; files in it are to be replaced by rename.
+    pub repository: Repository,
+    /// The hosts.
+    pub testbed: Testbed,
+    directory: TempDir,
+}
+
+impl Scene {
+    /// Starts everything and waits until the mirrors are complete.
+    ///
+    /// # Errors
+    ///
+    /// When something does not get ready in time.
+    pub fn start(options: &SceneOptions) -> Result<Scene> {
+        let mut scene = Scene::without_volunteers(options)?;
+        for number in 1..=options.volunteers {
+            let link = Link::new().rate(options.volunteer_rate);
+            scene.cluster.add_volunteer(&scene.testbed, &format!("volunteer-{number}"), &link)?;
+        }
+        scene.wait_for_sync()?;
+        Ok(scene)
+    }
+
+    /// Starts control and the customer's host only.
+    ///
+    /// # Errors
+    ///
+    /// When control does not get ready in time.
+    pub fn without_volunteers(options: &SceneOptions) -> Result<Scene> {
+        let programs = find_programs()?;
+        let made =
+            Repository::make(&find_repositories()?, Selection::Small, &mut |step| eprintln!("{step}"))?;
+        let directory = tempfile::Builder::new().prefix("freshet-test-").tempdir()?;
+        let repository = made.copy_to(&directory.path().join("repository"))?;
+        if let Some(bytes) = options.large_bytes {
+            write_large(&repository.root.join(LARGE), bytes)?;
+        }
+        // Beside the repository, so that a path that climbs out of it would find it.
+        fs::write(directory.path().join("secret"), SECRET)?;
+        let testbed = Testbed::start(Options::default())?;
+        let customer = testbed.host("customer", &Link::new())?;
+        let states = directory.path().join("states");
+        fs::create_dir(&states)?;
+        let cluster = Cluster::start(&testbed, &programs, &repository.root, &states, &Link::new())?;
+        Ok(Scene { cluster, customer, repository, testbed, directory })
+    }
+
+    /// Waits until every running volunteer has what control has and takes customers.
+    ///
+    /// # Errors
+    ///
+    /// When that does not come in time.
+    pub fn wait_for_sync(&self) -> Result<()> {
+        Ok(self.cluster.wait_for_sync(&self.testbed, PATIENCE, &mut |_| {})?)
+    }
+
+    /// Waits for a condition, for as long as tests wait.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come true in time, or cannot be asked.
+    pub fn wait(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+        let mut trouble = None;
+        let waited = wait_until(what, PATIENCE, &Cancel::default(), || match holds() {
+            Ok(held) => Ok(held.then_some(Ok(()))),
+            Err(error) => Ok(Some(Err(error))),
+        });
+        match waited {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => trouble = Some(error.context(format!("while waiting for {what}"))),
+            Err(error) => trouble = Some(error.into()),
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// A directory for what the test downloads, outside the repository.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let path = self.directory.path().join("scratch").join(name);
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The repository's packages that the origin does not serve itself for being small, largest first; in a
+    /// generated tree its binary files.
+    ///
+    /// # Errors
+    ///
+    /// When the tree cannot be read.
+    pub fn large_files(&self) -> Result<Vec<RepositoryFile>> {
+        let mut files = self.repository.files()?;
+        files.retain(|file| file.size > DIRECT_BELOW_BYTES && file.path.starts_with("pool/"));
+        files.sort_by_key(|file| std::cmp::Reverse(file.size));
+        Ok(files)
+    }
+
+    /// A number that the volunteers count, such as `/delivery/tickets_forged`, added up over all of them.
+    ///
+    /// # Errors
+    ///
+    /// When control cannot be asked.
+    pub fn volunteers_count(&self, pointer: &str) -> Result<u64> {
+        let nodes = self.cluster.ctl(&["node", "list"])?;
+        let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(nodes.iter().filter_map(|node| node.pointer(pointer).and_then(Value::as_u64)).sum())
+    }
+
+    /// A number that control counts, such as `/front_door/body_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When control cannot be asked or does not count it.
+    pub fn control_count(&self, pointer: &str) -> Result<u64> {
+        let status = self.cluster.ctl(&["status"])?;
+        status.pointer(pointer).and_then(Value::as_u64).with_context(|| format!("no {pointer} in {status}"))
+    }
+
+    /// Bytes that the volunteers' hosts have sent by the kernel's count, where hosts have interfaces of their own.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read.
+    pub fn sent_by_volunteers(&self) -> Result<Option<u64>> {
+        if matches!(self.testbed.backend(), Backend::Loopback { .. }) {
+            return Ok(None);
+        }
+        let mut sent = 0;
+        for volunteer in self.cluster.volunteers() {
+            let interfaces = volunteer.host().interfaces()?;
+            sent +=
+                interfaces.iter().filter(|interface| interface.name != "lo").map(|i| i.tx_bytes).sum::<u64>();
+        }
+        Ok(Some(sent))
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the scene was {}", self.testbed.backend());
+        }
+    }
+}
+
+/// The built programs: beside the directory that the test itself is in.
+///
+/// # Errors
+///
+/// When they have not been built.
+pub fn find_programs() -> Result<Programs> {
+    let directory = profile_directory()?;
+    Programs::in_directory(&directory)
+        .context("`cargo xtask test` builds the programs before it runs the tests")
+}
+
+/// The cache of made repositories, the one that `cargo xtask` uses.
+///
+/// # Errors
+///
+/// When this is no program in a cargo target directory.
+pub fn find_repositories() -> Result<PathBuf> {
+    let profile = profile_directory()?;
+    let target = profile.parent().context("expected the test in a cargo target directory")?;
+    Ok(target.join("freshet/repositories"))
+}
+
+fn profile_directory() -> Result<PathBuf> {
+    let test = std::env::current_exe().context("looking for this program")?;
+    // target/debug/deps/end_to_end-0123456789abcdef
+    Ok(test.ancestors().nth(2).context("expected the test in a cargo target directory")?.to_owned())
+}
+
+/// Bytes that no compression and no zero page makes cheaper, the same every time.
+fn write_large(path: &Path, bytes: usize) -> Result<()> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut contents = Vec::with_capacity(bytes + 8);
+    while contents.len() < bytes {
+        // Xorshift64 (Marsaglia, 2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        contents.extend_from_slice(&state.to_le_bytes());
+    }
+    contents.truncate(bytes);
+    let parent = path.parent().context("a file has a directory")?;
+    fs::create_dir_all(parent)?;
+    fs::write(path, contents).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Where [`SceneOptions::large_bytes`] puts its file.
+pub const LARGE: &str = "large/generated.bin";
+/// What stands in a file beside the repository, and must never be served.
+pub const SECRET: &str = "this stands outside of the repository";
+/// Below this size an origin serves files itself, unless it is told otherwise.
+const DIRECT_BELOW_BYTES: u64 = 64 * 1024;

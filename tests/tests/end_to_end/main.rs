@@ -1,0 +1,11 @@
+//! End to end: the built programs as processes, and real clients that know nothing of Freshet.
+//!
+//! As root every host is a network namespace; otherwise all are on loopback. `cargo xtask test` builds the programs
+//! first.
+
+mod apt_customers;
+mod change;
+mod customers;
+mod hostile;
+mod losses;
+mod tickets;
