@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Builds the object from `ebpf/programs` below `root`. With `check` nothing is written, and a difference to what is
 /// committed is an error.
-pub fn run(root: &Path, check: bool) -> Result<()> {
+pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let toolchain = Toolchain::find()?;
     let built = build(root, &toolchain)?;
     let committed = root.join(OBJECT);
@@ -25,7 +25,8 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
             built.display()
         );
         let expected = checksums(root)?;
-        let recorded = fs::read_to_string(root.join(CHECKSUMS)).with_context(|| format!("read {CHECKSUMS}"))?;
+        let recorded =
+            fs::read_to_string(root.join(CHECKSUMS)).with_context(|| format!("read {CHECKSUMS}"))?;
         ensure!(recorded == expected, "{CHECKSUMS} is stale: run `cargo xtask ebpf` and commit the result");
         println!("{OBJECT} is what the sources give, by {}", toolchain.version);
         return Ok(());
@@ -101,7 +102,10 @@ impl Toolchain {
                 Err(error) => seen.push(format!("  {}: {error:#}", rustc.display())),
             }
         }
-        bail!("expected a Rust compiler with LLVM {LLVM}, its library sources, and bpf-linker\n{}\n{HELP}", seen.join("\n"))
+        bail!(
+            "expected a Rust compiler with LLVM {LLVM}, its library sources, and bpf-linker\n{}\n{HELP}",
+            seen.join("\n")
+        )
     }
 
     fn of(rustc: &Path) -> Result<Self> {
@@ -127,8 +131,10 @@ impl Toolchain {
 
 /// Where a fitting compiler may be: named in `FRESHET_BPF_RUSTC`, of rustup, of the distribution.
 fn compilers() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::env::var_os("FRESHET_BPF_RUSTC").map(PathBuf::from).into_iter().collect();
-    if let Ok(path) = stdout(Command::new("rustup").args(["which", "rustc", "--toolchain", RUSTUP_TOOLCHAIN])) {
+    let mut found: Vec<PathBuf> =
+        std::env::var_os("FRESHET_BPF_RUSTC").map(PathBuf::from).into_iter().collect();
+    if let Ok(path) = stdout(Command::new("rustup").args(["which", "rustc", "--toolchain", RUSTUP_TOOLCHAIN]))
+    {
         found.push(PathBuf::from(path.trim()));
     }
     found.push(PathBuf::from("/usr/bin/rustc"));
@@ -164,7 +170,10 @@ fn home(variable: &str, below: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
-    Ok(PathBuf::from(std::env::var_os("HOME").with_context(|| format!("neither {variable} nor HOME is set"))?).join(below))
+    Ok(PathBuf::from(
+        std::env::var_os("HOME").with_context(|| format!("neither {variable} nor HOME is set"))?,
+    )
+    .join(below))
 }
 
 fn stdout(command: &mut Command) -> Result<String> {

@@ -3,7 +3,9 @@
 //! It builds, checks and shows the programs; nothing of it is part of them.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
+mod ebpf;
 mod interrupt;
 mod lint;
 mod setup;
@@ -35,6 +37,14 @@ enum Verb {
     Lint,
     /// Check that the tree is what ARCHITECTURE.md says; a part of `lint`.
     Tidy,
+    /// Build the release programs and measure them against named peers.
+    Bench(bench::Arguments),
+    /// Build the kernel programs' object that is committed.
+    Ebpf {
+        /// Write nothing; fail when the sources give another object than the one committed.
+        #[arg(long)]
+        check: bool,
+    },
     /// Install the system packages that `demo` and `test` need (as root; otherwise print the command).
     Setup,
 }
@@ -46,6 +56,8 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace),
         Verb::Tidy => tidy::run(&workspace),
+        Verb::Bench(arguments) => bench::run(&workspace, &arguments),
+        Verb::Ebpf { check } => ebpf::run(workspace.root(), check),
         Verb::Setup => setup::run(),
     });
     match result {

@@ -39,6 +39,11 @@ impl Workspace {
         self.metadata.target_directory.as_std_path().join("debug")
     }
 
+    /// Where built programs are, in the release profile.
+    pub(crate) fn release_programs(&self) -> PathBuf {
+        self.metadata.target_directory.as_std_path().join("release")
+    }
+
     /// Where made repositories are kept between runs.
     pub(crate) fn repositories(&self) -> PathBuf {
         self.metadata.target_directory.as_std_path().join("freshet/repositories")
