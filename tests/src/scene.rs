@@ -11,6 +11,8 @@ use freshet_testbed::{Backend, Cancel, Host, Link, Options, Rate, Testbed, wait_
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::Answer;
+
 /// How long a test waits for anything: long enough for a debug build on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -135,6 +137,15 @@ impl Scene {
         files.retain(|file| file.size > DIRECT_BELOW_BYTES && file.path.starts_with("pool/"));
         files.sort_by_key(|file| std::cmp::Reverse(file.size));
         Ok(files)
+    }
+
+    /// The status code with which the front door answers a customer who asks for `target`.
+    ///
+    /// # Errors
+    ///
+    /// When no answer comes.
+    pub fn status(&self, target: &str) -> Result<u16> {
+        Ok(Answer::get(&self.customer, self.cluster.front_door(), target)?.status)
     }
 
     /// A number that the volunteers count, such as `/delivery/tickets_forged`, added up over all of them.

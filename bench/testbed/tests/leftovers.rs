@@ -1,6 +1,7 @@
 //! A harness that is killed leaves namespaces behind; the next run removes them, and nobody else's.
 //!
 //! This test has its own `main`, because the harness to be killed is this same program, started with `hold`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

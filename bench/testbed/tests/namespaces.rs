@@ -1,6 +1,7 @@
 //! The testbed on the kernel itself: namespaces, links with rates, processes, and what is left when all is over.
 //!
 //! Needs root and iproute2 for namespaces; without them the same is tried on loopback and the rest is skipped.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

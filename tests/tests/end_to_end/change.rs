@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use freshet_tests::{Answer, Fetched, Scene, SceneOptions};
+use freshet_tests::{Fetched, Scene, SceneOptions};
 
 /// Puts a file in its place as a publisher does: whole, by rename.
 fn publish(scene: &Scene, path: &str, contents: &[u8]) {
@@ -41,11 +41,7 @@ fn a_new_file_and_a_new_version_reach_customers_and_volunteers() {
     }
 
     fs::remove_file(scene.repository.root.join("news/item.bin")).unwrap();
-    scene
-        .wait("the file to be gone", || {
-            Ok(Answer::get(&scene.customer, scene.cluster.front_door(), "/news/item.bin")?.status == 404)
-        })
-        .unwrap();
+    scene.wait("the file to be gone", || Ok(scene.status("/news/item.bin")? == 404)).unwrap();
 }
 
 #[test]
@@ -54,7 +50,7 @@ fn a_volunteer_that_lost_a_file_sends_the_customer_back() {
     let file = scene.large_files().unwrap().swap_remove(0);
     // A disk that loses data: every copy of the content goes, whatever the store calls it.
     let size = file.size;
-    let removed = remove_files_of_size(&scene.cluster.volunteers()[0].state().to_owned(), size);
+    let removed = remove_files_of_size(scene.cluster.volunteers()[0].state(), size);
     assert!(removed > 0, "the volunteer had nothing to lose");
     let target = scene.scratch("lost").unwrap().join("file");
     let got = Fetched::get(&scene.customer, &scene.cluster.url(&file.path), &target).unwrap();

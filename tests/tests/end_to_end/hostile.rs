@@ -65,11 +65,7 @@ fn path_tricks_reach_nothing_at_the_front_door_nor_at_a_volunteer() {
     // A good link beside them shows when the catalogue has seen the bad ones.
     let good = scene.large_files().unwrap().swap_remove(0);
     symlink(&good.path, root.join("zz-good-link")).unwrap();
-    scene
-        .wait("the catalogue to see the links", || {
-            Ok(Answer::get(&scene.customer, scene.cluster.front_door(), "/zz-good-link")?.status != 404)
-        })
-        .unwrap();
+    scene.wait("the catalogue to see the links", || Ok(scene.status("/zz-good-link")? != 404)).unwrap();
 
     let volunteer = scene.cluster.volunteers()[0].delivery();
     // With a ticket that is good for something else, too.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use freshet_testbed::{Process, Program, Rate};
-use freshet_tests::{Answer, Fetched, LARGE, PATIENCE, Scene, SceneOptions, curl};
+use freshet_tests::{Fetched, LARGE, PATIENCE, Scene, SceneOptions, curl};
 
 /// More than the kernel's socket buffers hold on their way, so that a server that dies has not sent it all.
 const LARGE_BYTES: usize = 40_000_000;
@@ -164,11 +164,10 @@ fn a_volunteer_that_was_killed_comes_back_with_what_it_had() {
 fn a_drained_volunteer_gets_no_new_customers_and_a_resumed_one_does() {
     let scene = Scene::start(&SceneOptions { volunteers: 1, ..SceneOptions::default() }).unwrap();
     let file = scene.large_files().unwrap().swap_remove(0);
-    let status =
-        || Ok(Answer::get(&scene.customer, scene.cluster.front_door(), &format!("/{}", file.path))?.status);
-    assert_eq!(status().map_err(|e: anyhow::Error| e.to_string()).unwrap(), 302);
+    let target = format!("/{}", file.path);
+    assert_eq!(scene.status(&target).unwrap(), 302);
     scene.cluster.ctl(&["node", "drain", "volunteer-1"]).unwrap();
-    scene.wait("the origin to serve in its place", || Ok(status()? == 200)).unwrap();
+    scene.wait("the origin to serve in its place", || Ok(scene.status(&target)? == 200)).unwrap();
     scene.cluster.ctl(&["node", "resume", "volunteer-1"]).unwrap();
-    scene.wait("customers to be sent to it again", || Ok(status()? == 302)).unwrap();
+    scene.wait("customers to be sent to it again", || Ok(scene.status(&target)? == 302)).unwrap();
 }
