@@ -6,15 +6,19 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod arbiter;
 pub mod budget;
 pub mod draw;
 pub mod liveness;
 pub mod moment;
 pub mod network;
 pub mod pacing;
+pub mod placement;
 pub mod rates;
 pub mod reservation;
 pub mod selection;
+pub mod steering;
+pub mod swarm;
 pub mod trust;
 
 pub use moment::Moment;

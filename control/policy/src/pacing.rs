@@ -84,6 +84,20 @@ impl TokenBucket {
         }
     }
 
+    /// How long until what was taken and charged so far has passed at the rate; zero when nothing is owed.
+    ///
+    /// For those who learn the size of a thing only after it passed: charge it, then wait this long.
+    pub fn owed(&self, now: Moment) -> Duration {
+        match self.rate.load(Ordering::Relaxed) {
+            UNLIMITED => Duration::ZERO,
+            0 => WAIT_MAX,
+            _ => {
+                let due = self.due.load(Ordering::Acquire);
+                Duration::from_nanos(due.saturating_sub(ticks(now)).div_ceil(TICKS_PER_NANO))
+            }
+        }
+    }
+
     /// Charges `bytes` that go out whatever the bucket holds; later takes wait for them.
     pub fn charge(&self, bytes: u64, now: Moment) {
         let rate = self.rate.load(Ordering::Relaxed);
@@ -399,6 +413,22 @@ mod tests {
                 assert!(error.abs() <= 0.002, "{mbit} Mbit/s, {flows} flows: {error:+.4}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_charged_is_owed_until_it_has_passed() {
+        let bucket = TokenBucket::new(BytesPerSec(1_000_000));
+        let start = Moment::from_secs_f64(10.0);
+        let (mut now, mut passed) = (start, 0u64);
+        while now.since(start) < Duration::from_secs(10) {
+            bucket.charge(100_000, now);
+            passed += 100_000;
+            now += bucket.owed(now);
+        }
+        let rate = passed as f64 / now.since(start).as_secs_f64();
+        assert!((rate / 1e6 - 1.0).abs() < 0.02, "{rate}");
+        assert_eq!(bucket.owed(now), Duration::ZERO);
+        assert_eq!(TokenBucket::unlimited().owed(now), Duration::ZERO);
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! How volunteers copy a bundle among themselves: who gets which piece from the origin, who asks whom
+//! for what, and how large pieces are. No sockets, no clock.
+
+mod lease;
+mod picker;
+mod piece_set;
+
+use freshet_api::Bytes;
+
+pub use self::lease::{Lease, LeaseBook, LeaseTerms};
+pub use self::picker::{Picker, PieceOrder, Pull};
+pub use self::piece_set::PieceSet;
+
+/// The size of the pieces of a bundle of `size` bytes that `peers` volunteers copy: about fifty pieces
+/// per volunteer, so that nobody waits long for the last, as a power of two within 16 KiB ..= 1 MiB,
+/// so that a piece fills a socket buffer and a lost one costs little.
+pub fn piece_size(size: Bytes, peers: usize) -> Bytes {
+    let ideal = size.0 / (PIECES_PER_PEER * peers.max(1) as u64);
+    let power = 1u64 << (63 - ideal.max(1).leading_zeros());
+    Bytes(power.clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX))
+}
+
+/// The shortest time in which `peers` can have `size` bytes from an origin that sends `origin`, when
+/// they send `uplinks` together and the slowest receives `downlink_min`; in seconds (Kumar and Ross,
+/// "Peer-assisted file distribution: the minimum distribution time", 2006).
+pub fn distribution_secs_min(size: Bytes, peers: usize, origin: f64, uplinks: f64, downlink_min: f64) -> f64 {
+    let size = size.0 as f64;
+    (size / origin).max(size * peers as f64 / (origin + uplinks)).max(size / downlink_min)
+}
+
+const PIECES_PER_PEER: u64 = 50;
+const PIECE_BYTES_MIN: u64 = 16 << 10;
+const PIECE_BYTES_MAX: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_powers_of_two_within_their_bounds() {
+        assert_eq!(piece_size(Bytes(4_000_000_000), 40), Bytes(1 << 20));
+        assert_eq!(piece_size(Bytes(400_000_000), 40), Bytes(128 << 10));
+        assert_eq!(piece_size(Bytes(10), 40), Bytes(16 << 10));
+        assert_eq!(piece_size(Bytes(0), 0), Bytes(16 << 10));
+    }
+
+    #[test]
+    fn each_of_the_three_bounds_can_bind() {
+        assert_eq!(distribution_secs_min(Bytes(1000), 4, 10.0, 1e9, 1e9), 100.0);
+        assert_eq!(distribution_secs_min(Bytes(1000), 4, 100.0, 100.0, 1e9), 20.0);
+        assert_eq!(distribution_secs_min(Bytes(1000), 4, 1e9, 1e9, 5.0), 200.0);
+    }
+}
