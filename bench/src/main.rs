@@ -1,6 +1,8 @@
 //! `bench`: every performance claim of Freshet as a command that anyone can repeat, against a named peer.
 #![forbid(unsafe_code)]
 
+mod interrupt;
+mod pacing;
 mod plot;
 mod serve;
 mod spread;
@@ -23,11 +25,16 @@ struct Arguments {
 enum Verb {
     /// The engine against nginx, lighttpd and static-web-server: rate, CPU, latency, memory.
     Serve(serve::Arguments),
+    /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed. Needs root.
+    Pacing(pacing::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Serve(arguments) => serve::run(&arguments),
+        Verb::Pacing(arguments) => {
+            interrupt::cancel_on_signals().and_then(|cancel| pacing::run(&arguments, cancel))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
