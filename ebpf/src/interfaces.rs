@@ -278,6 +278,12 @@ fn shrunk(last: Flow, now: Flow) -> bool {
     now.incoming.bytes < last.incoming.bytes || now.outgoing.bytes < last.outgoing.bytes
 }
 
+/// Names of all interfaces.
+pub(crate) fn names() -> Result<Vec<String>, ReadError> {
+    let links = sys::links().map_err(|error| ReadError::Kernel { what: "the interfaces", error })?;
+    Ok(links.into_iter().map(|link| link.name).collect())
+}
+
 /// Bytes in front of the IP header by ARPHRD type; tunnels and other layer-3 devices have none.
 fn link_header(hardware: u16) -> u32 {
     match hardware {

@@ -1,0 +1,211 @@
+//! The directory of a bpffs where maps and links outlive the process, and the removal of all that is ours.
+//! It never looks into a directory that it did not make.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::ProgramError;
+use aya::programs::tc::{TcAttachType, TcError, qdisc_detach_program};
+use freshet_ebpf_abi as abi;
+use freshet_ebpf_abi::Direction;
+use rustix::fs::{FlockOperation, flock, fstatfs};
+
+use super::KernelError;
+
+/// A directory that this process alone uses, for as long as this value lives; also after kill -9 it is free again.
+#[derive(Debug)]
+pub(super) struct PinDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl PinDirectory {
+    pub(super) fn open(path: PathBuf) -> Result<Self, KernelError> {
+        let failed = |error: io::Error| KernelError::Pin { path: path.clone(), error };
+        fs::create_dir_all(&path).map_err(failed)?;
+        let lock = Self::lock(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    fn lock(path: &Path) -> Result<File, KernelError> {
+        let failed = |error: io::Error| KernelError::Pin { path: path.to_owned(), error };
+        let directory = File::open(path).map_err(failed)?;
+        if fstatfs(&directory).map_err(|e| failed(e.into()))?.f_type as u64 != BPF_FS_MAGIC {
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "not on a bpffs")));
+        }
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(directory),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(KernelError::InUse { path: path.to_owned() }),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of one interface, made if need be.
+    pub(super) fn interface(&self, name: &str) -> Result<PathBuf, KernelError> {
+        let path = self.path.join(file_name(name));
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(KernelError::Pin { path, error })
+            }
+            _ => Ok(path),
+        }
+    }
+
+    /// Removes the links of interfaces that an earlier run counted and this one does not; their counters stay.
+    pub(super) fn detach_others(&self, chosen: &[&str]) -> Result<(), KernelError> {
+        let keep: Vec<OsString> = chosen.iter().map(|name| file_name(name).into()).collect();
+        let failed = |error: io::Error| KernelError::Pin { path: self.path.clone(), error };
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !keep.contains(&entry.file_name()) {
+                unlink_links(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes the links of one interface, which detaches its programs; the maps stay.
+pub(super) fn unlink_links(directory: &Path) -> Result<(), KernelError> {
+    for direction in [Direction::In, Direction::Out] {
+        remove(&directory.join(link_name(direction)))?;
+    }
+    Ok(())
+}
+
+/// Removes maps and links of one interface.
+pub(super) fn unlink_all(directory: &Path) -> Result<(), KernelError> {
+    unlink_links(directory)?;
+    for name in abi::map::ALL {
+        remove(&directory.join(name))?;
+    }
+    Ok(())
+}
+
+/// The name under which a link is pinned.
+pub(super) fn link_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::In => "link_in",
+        Direction::Out => "link_out",
+    }
+}
+
+fn remove(path: &Path) -> Result<bool, KernelError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(KernelError::Pin { path: path.to_owned(), error }),
+    }
+}
+
+/// A bpffs refuses names with a dot, as VLAN interfaces have them.
+fn file_name(interface: &str) -> String {
+    let mut name = String::with_capacity(interface.len());
+    for byte in interface.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            name.push(byte.into());
+        } else {
+            name.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    name
+}
+
+/// What [`cleanup`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Pins and directories.
+    pub pins: Vec<PathBuf>,
+    /// Filters of the clsact qdisc, by interface.
+    pub filters: Vec<(String, Direction)>,
+}
+
+/// Removes everything of ours: what is pinned below `pin`, and our filters on every interface of this network
+/// namespace. Counters that were pinned are lost. The clsact qdisc itself stays, for it may be someone else's; without
+/// filters it does nothing.
+///
+/// # Errors
+/// [`KernelError::InUse`] while a process counts with these pins; otherwise what the kernel refuses to remove.
+pub fn cleanup(pin: Option<&Path>) -> Result<Cleaned, KernelError> {
+    let mut cleaned = Cleaned::default();
+    if let Some(pin) = pin
+        && pin.is_dir()
+    {
+        let _lock = PinDirectory::lock(pin)?;
+        let failed = |error: io::Error| KernelError::Pin { path: pin.to_owned(), error };
+        for entry in fs::read_dir(pin).map_err(failed)? {
+            let directory = entry.map_err(failed)?.path();
+            let links = [Direction::In, Direction::Out].map(link_name);
+            for name in links.into_iter().chain(abi::map::ALL) {
+                if remove(&directory.join(name))? {
+                    cleaned.pins.push(directory.join(name));
+                }
+            }
+            fs::remove_dir(&directory).map_err(failed)?;
+            cleaned.pins.push(directory);
+        }
+        fs::remove_dir(pin).map_err(failed)?;
+        cleaned.pins.push(pin.to_owned());
+    }
+    for link in crate::interfaces::names()? {
+        for direction in [Direction::In, Direction::Out] {
+            if detach_filter(&link, direction)? {
+                cleaned.filters.push((link.clone(), direction));
+            }
+        }
+    }
+    Ok(cleaned)
+}
+
+/// Removes our filter of the clsact qdisc, whoever attached it; false when there is none.
+pub(super) fn detach_filter(interface: &str, direction: Direction) -> Result<bool, KernelError> {
+    let (at, name) = match direction {
+        Direction::In => (TcAttachType::Ingress, abi::program::INGRESS),
+        Direction::Out => (TcAttachType::Egress, abi::program::EGRESS),
+    };
+    match qdisc_detach_program(interface, at, name) {
+        Ok(()) => Ok(true),
+        Err(TcError::IoError(error)) if gone(&error) => Ok(false),
+        // Without a clsact qdisc the kernel has no such list.
+        Err(TcError::NetlinkError(error)) if error.raw_os_error().is_some_and(none_there) => Ok(false),
+        Err(error) => Err(KernelError::attach(interface, ProgramError::from(error))),
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error().is_some_and(none_there)
+}
+
+fn none_there(errno: i32) -> bool {
+    matches!(errno, libc::EINVAL | libc::ENOENT | libc::ENODEV)
+}
+
+/// From `linux/magic.h`.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_no_dot_and_stay_distinct() {
+        assert_eq!(file_name("eth0"), "eth0");
+        assert_eq!(file_name("eth0.5"), "eth0%2e5");
+        assert_eq!(file_name("br-lan_1"), "br-lan_1");
+        assert_ne!(file_name("a%b"), file_name("a.b"));
+    }
+
+    #[test]
+    fn a_directory_that_is_no_bpffs_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = PinDirectory::open(directory.path().join("pins")).unwrap_err();
+        assert!(error.to_string().contains("not on a bpffs"), "{error}");
+        assert!(cleanup(Some(directory.path())).is_err());
+    }
+}
