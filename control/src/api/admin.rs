@@ -1,0 +1,198 @@
+//! What operators ask and command, through `ctl`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use freshet_api::JoinString;
+use freshet_api::admin::{
+    AddNode, ExplainView, Holder, NodeAdded, NodeState, NodeView, StatusView, WhereView,
+};
+use http::StatusCode;
+use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
+
+use super::Api;
+use super::problem::{Problem, parse};
+use super::volunteer::{bearer, now_secs};
+use crate::identity::fresh_secret;
+use crate::registry::{Invitation, Node, NodeName};
+
+/// Lets nobody through but who knows the operator's token.
+pub(super) async fn only_operators(
+    State(api): State<Arc<Api>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let secret = bearer(request.headers())?;
+    if bool::from(secret.digest().ct_eq(&api.parts.operator_digest)) {
+        Ok(next.run(request).await)
+    } else {
+        Err(Problem::unauthorised(
+            "the token is not the operator's; it stands in admin.json in control's state",
+        ))
+    }
+}
+
+pub(super) async fn add(
+    State(api): State<Arc<Api>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<NodeAdded>, Problem> {
+    let request: AddNode = parse(body)?;
+    let name: NodeName = request.name.parse().map_err(|error: crate::registry::NodeNameError| {
+        Problem::new(StatusCode::BAD_REQUEST, error.to_string())
+    })?;
+    let secret =
+        fresh_secret().map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let (now, lifetime) = (now_secs(), api.parts.join_lifetime.as_secs());
+    let invitation =
+        Invitation { secret_digest: secret.digest(), made: now, expires: now.saturating_add(lifetime) };
+    let join = JoinString { api: api.addresses()?.api.clone(), secret, fingerprint: api.parts.fingerprint };
+    let node = api.parts.registry.invite(name, invitation).await?;
+    tracing::info!(node = %node.id, name = %node.name, "invited");
+    Ok(Json(NodeAdded {
+        node: node.id,
+        name: node.name.as_str().to_owned(),
+        join: join.to_string(),
+        expires_in_secs: lifetime,
+    }))
+}
+
+pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Json<Vec<NodeView>> {
+    Json(api.parts.registry.nodes().iter().map(|node| api.node_view(node)).collect())
+}
+
+pub(super) async fn node(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Json<NodeView>, Problem> {
+    Ok(Json(api.node_view(&*known(&api, &node)?)))
+}
+
+pub(super) async fn remove(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Json<NodeView>, Problem> {
+    let node = known(&api, &node)?;
+    let view = api.node_view(&node);
+    api.parts.registry.remove(node.id).await?;
+    api.parts.tracker.forget(node.id);
+    api.parts.reservations.clear(node.id);
+    api.parts.routing.rebuild();
+    tracing::info!(node = %node.id, name = %node.name, "removed");
+    Ok(Json(view))
+}
+
+pub(super) async fn drain(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Json<NodeView>, Problem> {
+    set_draining(&api, &node, true).await
+}
+
+pub(super) async fn resume(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Json<NodeView>, Problem> {
+    set_draining(&api, &node, false).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhereQuery {
+    path: String,
+}
+
+pub(super) async fn holders(
+    State(api): State<Arc<Api>>,
+    query: Result<Query<WhereQuery>, QueryRejection>,
+) -> Result<Json<WhereView>, Problem> {
+    let Query(query) = query?;
+    let catalog = api.parts.catalog.load();
+    let entry = catalog.find(query.path.as_bytes()).ok_or_else(|| not_catalogued(&query.path))?;
+    let table = api.parts.routing.load();
+    let holders = table.routes().iter().filter(|route| route.holdings.contains(entry.file.0));
+    Ok(Json(WhereView {
+        path: entry.path.clone(),
+        file: entry.file,
+        size: entry.size,
+        mtime: entry.mtime,
+        blake3: entry.checksums.blake3.to_hex(),
+        sha256: entry.checksums.sha256_hex(),
+        md4: entry.checksums.md4_hex(),
+        holders: holders
+            .map(|route| Holder {
+                node: route.node,
+                name: route.name.as_str().to_owned(),
+                state: route.state,
+            })
+            .collect(),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExplainQuery {
+    path: String,
+    client: Option<IpAddr>,
+}
+
+pub(super) async fn explain(
+    State(api): State<Arc<Api>>,
+    query: Result<Query<ExplainQuery>, QueryRejection>,
+) -> Result<Json<ExplainView>, Problem> {
+    let Query(query) = query?;
+    let client = query.client.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    let explained = api.parts.front_door.explain(&query.path, client, now_secs());
+    explained.map(Json).ok_or_else(|| not_catalogued(&query.path))
+}
+
+pub(super) async fn status(State(api): State<Arc<Api>>) -> Json<StatusView> {
+    let states =
+        [NodeState::Active, NodeState::Closed, NodeState::Draining, NodeState::Lost, NodeState::Invited];
+    let nodes = api.parts.registry.nodes();
+    let found: Vec<NodeState> = nodes.iter().map(|node| api.node_state(node).0).collect();
+    let count = |state| found.iter().filter(|found| **found == state).count() as u64;
+    Json(StatusView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_secs: api.parts.clock.uptime().as_secs(),
+        catalog: api.parts.catalog.view(),
+        nodes: states
+            .into_iter()
+            .map(|state| (state, count(state)))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        front_door: api.parts.front_door.counters().view(),
+    })
+}
+
+async fn set_draining(api: &Api, node: &str, draining: bool) -> Result<Json<NodeView>, Problem> {
+    let id = known(api, node)?.id;
+    let node = api.parts.registry.set_draining(id, draining).await?;
+    api.parts.routing.rebuild();
+    tracing::info!(node = %node.id, name = %node.name, draining, "drained or resumed");
+    Ok(Json(api.node_view(&node)))
+}
+
+fn known(api: &Api, text: &str) -> Result<Arc<Node>, Problem> {
+    api.parts.registry.nodes().by_name_or_id(text).cloned().ok_or_else(|| {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no volunteer {text}; `ctl node list` shows who there is"),
+        )
+    })
+}
+
+fn not_catalogued(path: &str) -> Problem {
+    let path: String = path.chars().filter(|c| !c.is_control()).take(200).collect();
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        format!("{path} is not in the catalogue; `ctl status` tells how far it is"),
+    )
+}

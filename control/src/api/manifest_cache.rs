@@ -1,0 +1,54 @@
+//! Encoded manifests: forty volunteers that ask for the same difference cost one encoding.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use freshet_api::manifest::ManifestError;
+use tokio::sync::Mutex;
+
+use crate::catalog::Catalog;
+
+/// The last few encoded manifests of the present sequence.
+#[derive(Debug, Default)]
+pub(super) struct ManifestCache {
+    encoded: Mutex<VecDeque<Encoded>>,
+}
+
+#[derive(Debug)]
+struct Encoded {
+    sequence: u64,
+    since: Option<u64>,
+    bytes: Bytes,
+}
+
+impl ManifestCache {
+    /// The wire form of what changed since `since`. One is encoded at a time; who waits finds it done.
+    pub(super) async fn since(
+        &self,
+        catalog: &Arc<Catalog>,
+        since: Option<u64>,
+    ) -> Result<Bytes, ManifestError> {
+        let mut encoded = self.encoded.lock().await;
+        let sequence = catalog.load().sequence();
+        encoded.retain(|known| known.sequence == sequence);
+        if let Some(known) = encoded.iter().find(|known| known.since == since) {
+            return Ok(known.bytes.clone());
+        }
+        let catalog = Arc::clone(catalog);
+        let made = tokio::task::spawn_blocking(move || {
+            let manifest = catalog.manifest_since(since);
+            manifest.encode().map(|bytes| (manifest.sequence, Bytes::from(bytes)))
+        });
+        let (sequence, bytes) = made.await.unwrap_or(Err(ManifestError::Damaged))?;
+        if bytes.len() <= BYTES_EACH_MAX {
+            encoded.truncate(KEPT_MAX - 1);
+            encoded.push_front(Encoded { sequence, since, bytes: bytes.clone() });
+        }
+        Ok(bytes)
+    }
+}
+
+/// Manifests kept at most, of at most so many bytes each: 256 MiB in all.
+const KEPT_MAX: usize = 4;
+const BYTES_EACH_MAX: usize = 64 << 20;

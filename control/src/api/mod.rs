@@ -1,0 +1,137 @@
+//! The API over TLS: volunteers join, send heartbeats and fetch manifests; operators ask and command.
+//!
+//! Every error is an [`ApiError`](freshet_api::admin::ApiError) in JSON. Nothing here is on a customer's path.
+
+mod admin;
+mod manifest_cache;
+mod problem;
+mod server;
+mod view;
+mod volunteer;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::{get, post, put};
+use freshet_api::enrol::Fingerprint;
+use freshet_api::heartbeat::HOLDINGS_BYTES_MAX;
+use freshet_policy::reservation::ReservationLedger;
+use tokio::sync::Semaphore;
+
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::front_door::FrontDoor;
+use crate::registry::Registry;
+use crate::routing::Routing;
+use crate::tracker::Tracker;
+use manifest_cache::ManifestCache;
+
+pub use server::{ApiServer, CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
+
+/// What the handlers work with.
+#[derive(Debug)]
+pub struct Api {
+    parts: Parts,
+    manifests: ManifestCache,
+    holdings_uploads: Semaphore,
+}
+
+/// The rooms that the API is the door to.
+pub struct Parts {
+    /// Lasting memory.
+    pub registry: Arc<dyn Registry>,
+    /// Passing memory.
+    pub tracker: Arc<dyn Tracker>,
+    /// The routing table.
+    pub routing: Arc<Routing>,
+    /// Promised bytes.
+    pub reservations: Arc<ReservationLedger>,
+    /// The catalogue.
+    pub catalog: Arc<Catalog>,
+    /// For its counters and explanations.
+    pub front_door: Arc<FrontDoor>,
+    /// This process's clock.
+    pub clock: Clock,
+    /// Digest of the operator's token.
+    pub operator_digest: [u8; 32],
+    /// Of the certificate, for join strings.
+    pub fingerprint: Fingerprint,
+    /// How others reach the three ports; set once they are bound, before the API answers.
+    pub addresses: Arc<OnceLock<PublicAddresses>>,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// How long a join string is good.
+    pub join_lifetime: Duration,
+}
+
+/// How others reach control.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicAddresses {
+    /// Front door, without a trailing `/`.
+    pub front_door: String,
+    /// Sync port, without a trailing `/`.
+    pub sync: String,
+    /// `host:port` of the API.
+    pub api: String,
+}
+
+impl Api {
+    /// The API to these rooms.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            manifests: ManifestCache::default(),
+            holdings_uploads: Semaphore::new(HOLDINGS_UPLOADS_MAX),
+        })
+    }
+
+    /// All routes, with their limits.
+    pub fn router(self: Arc<Self>) -> Router {
+        let volunteers = Router::new()
+            .route("/v1/join", post(volunteer::join))
+            .route("/v1/heartbeat", post(volunteer::heartbeat))
+            .route("/v1/manifest", get(volunteer::manifest))
+            .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
+        let holdings = Router::new()
+            .route("/v1/holdings", put(volunteer::holdings))
+            .layer(DefaultBodyLimit::max(HOLDINGS_BYTES_MAX));
+        let operators = Router::new()
+            .route("/v1/admin/nodes", get(admin::nodes).post(admin::add))
+            .route("/v1/admin/nodes/{node}", get(admin::node).delete(admin::remove))
+            .route("/v1/admin/nodes/{node}/drain", post(admin::drain))
+            .route("/v1/admin/nodes/{node}/resume", post(admin::resume))
+            .route("/v1/admin/where", get(admin::holders))
+            .route("/v1/admin/explain", get(admin::explain))
+            .route("/v1/admin/status", get(admin::status))
+            .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
+            .layer(middleware::from_fn_with_state(Arc::clone(&self), admin::only_operators));
+        Router::new()
+            .merge(volunteers)
+            .merge(holdings)
+            .merge(operators)
+            .fallback(problem::no_such_route)
+            .method_not_allowed_fallback(problem::no_such_method)
+            .layer(middleware::from_fn(problem::in_time))
+            .with_state(self)
+    }
+
+    /// How others reach control.
+    fn addresses(&self) -> Result<&PublicAddresses, problem::Problem> {
+        self.parts.addresses.get().ok_or_else(problem::Problem::starting)
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a volunteer's message at most: a heartbeat with 20,000 numbers has about 220 kB.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+const ADMIN_BYTES_MAX: usize = 16 << 10;
+/// Bitmaps that are read at the same time at most; the others wait.
+const HOLDINGS_UPLOADS_MAX: usize = 4;

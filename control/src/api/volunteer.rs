@@ -1,0 +1,222 @@
+//! What volunteers ask: to join, to be heard, to know what to hold.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{FromRequest, Query, State};
+use axum::response::IntoResponse;
+use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
+use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply};
+use freshet_api::{Bytes as Amount, SyncToken};
+use freshet_policy::reservation::DeliveryReport;
+use http::{HeaderMap, StatusCode, header};
+use roaring::RoaringBitmap;
+use serde::Deserialize;
+
+use super::problem::{Problem, parse};
+use super::{Api, problem};
+use crate::clock::epoch_secs;
+use crate::registry::{INTERFACES_MAX, Joining, Node, readings};
+use crate::routing::DeliveryTarget;
+
+pub(super) async fn join(
+    State(api): State<Arc<Api>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<JoinReply>, Problem> {
+    let request: JoinRequest = parse(body)?;
+    let addresses = api.addresses()?;
+    let joining = Joining {
+        secret_digest: request.secret.digest(),
+        credential_digest: request.credential.digest(),
+        ticket_key: request.ticket_key.clone(),
+        now: now_secs(),
+    };
+    let node = api.parts.registry.join(joining).await?;
+    tracing::info!(node = %node.id, name = %node.name, version = shown(&request.version), "joined");
+    api.parts.routing.touch();
+    Ok(Json(JoinReply {
+        node: node.id,
+        name: node.name.as_str().to_owned(),
+        front_door: addresses.front_door.clone(),
+    }))
+}
+
+pub(super) async fn heartbeat(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<HeartbeatReply>, Problem> {
+    let node = authenticate(&api, &headers)?;
+    let heartbeat: Heartbeat = parse(body)?;
+    check(&heartbeat)?;
+    let addresses = api.addresses()?;
+    let parts = &api.parts;
+
+    let now = parts.clock.now();
+    let report = DeliveryReport {
+        epoch: heartbeat.boot,
+        // What customers did not want any more is not coming either.
+        delivered: Amount(heartbeat.delivery.body_bytes.saturating_add(heartbeat.delivery.abandoned_bytes)),
+        in_flight: None,
+    };
+    let (boot, counters) = (heartbeat.boot, readings(&heartbeat.interfaces));
+    let heard = parts.tracker.heartbeat(node.id, heartbeat, now);
+    if !heard.stale {
+        parts.reservations.confirm(node.id, report, now);
+        parts.routing.touch();
+    }
+    // Acknowledged only when the ledger is on disk; until then the volunteer says it all again.
+    parts.registry.record(node.id, boot, counters).await?;
+
+    let expires = u32::try_from(now_secs() + SYNC_TOKEN_SECS).unwrap_or(u32::MAX);
+    let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);
+    Ok(Json(HeartbeatReply {
+        interval_ms: u64::try_from(parts.heartbeat.as_millis()).unwrap_or(u64::MAX),
+        manifest_sequence: parts.catalog.load().sequence(),
+        front_door: addresses.front_door.clone(),
+        origin_sync_url: addresses.sync.clone(),
+        sync_token: SyncToken { node: node.id, expires }.seal(&parts.registry.sync_key()),
+        want_holdings: heard.want_holdings,
+        draining,
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ManifestQuery {
+    since: Option<u64>,
+}
+
+pub(super) async fn manifest(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    query: Result<Query<ManifestQuery>, QueryRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    authenticate(&api, &headers)?;
+    let Query(query) = query?;
+    let bytes = api
+        .manifests
+        .since(&api.parts.catalog, query.since)
+        .await
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
+}
+
+pub(super) async fn holdings(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    request: axum::extract::Request,
+) -> Result<StatusCode, Problem> {
+    let node = authenticate(&api, &headers)?;
+    // Taken before the body is read: so many bitmaps are in memory at once, and no more.
+    let _permit = api.holdings_uploads.acquire().await.map_err(|_| Problem::starting())?;
+    let body = <Bytes as FromRequest<()>>::from_request(request, &()).await?;
+    let parsing = Arc::clone(&api);
+    let outcome = tokio::task::spawn_blocking(move || {
+        let holdings = read_holdings(&body)?;
+        parsing.parts.tracker.replace_holdings(node.id, holdings);
+        Ok(())
+    });
+    outcome.await.unwrap_or_else(|_| {
+        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the holdings could not be read"))
+    })?;
+    api.parts.routing.touch();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn read_holdings(body: &[u8]) -> Result<RoaringBitmap, Problem> {
+    let damaged = |words: String| Problem::new(StatusCode::BAD_REQUEST, words);
+    let holdings = RoaringBitmap::deserialize_from(body)
+        .map_err(|error| damaged(format!("expected a Roaring bitmap in its portable form: {error}")))?;
+    // Runs are short to write and long to go through.
+    if holdings.len() > HOLDINGS_FILES_MAX {
+        let (found, max) = (holdings.len(), HOLDINGS_FILES_MAX);
+        return Err(damaged(format!("expected at most {max} files, found {found}")));
+    }
+    Ok(holdings)
+}
+
+/// Whose credential the request brings.
+fn authenticate(api: &Api, headers: &HeaderMap) -> Result<Arc<Node>, Problem> {
+    let secret = bearer(headers)?;
+    api.parts.registry.nodes().by_credential(&secret).cloned().ok_or_else(|| {
+        Problem::unauthorised("the credential is not known here; if this volunteer was removed, join again")
+    })
+}
+
+/// The secret in `Authorization: Bearer`.
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Secret, problem::Problem> {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| crate::bearer::token(value.to_str().ok()?)?.parse().ok())
+        .ok_or_else(|| Problem::unauthorised("expected `Authorization: Bearer` and a credential"))
+}
+
+/// What later code takes for granted about a heartbeat.
+fn check(heartbeat: &Heartbeat) -> Result<(), Problem> {
+    let refuse = |words: String| Err(Problem::new(StatusCode::BAD_REQUEST, words));
+    if DeliveryTarget::parse(&heartbeat.delivery_url).is_none() {
+        let found = shown(&heartbeat.delivery_url);
+        return refuse(format!("`delivery_url`: expected http://host:port, found {found:?}"));
+    }
+    if heartbeat.holdings.added.len() > DELTA_MAX || heartbeat.holdings.removed.len() > DELTA_MAX {
+        return refuse(format!(
+            "expected at most {DELTA_MAX} files in a difference; send the whole set instead"
+        ));
+    }
+    if heartbeat.interfaces.len() > INTERFACES_MAX {
+        let found = heartbeat.interfaces.len();
+        return refuse(format!("expected at most {INTERFACES_MAX} interfaces, found {found}"));
+    }
+    Ok(())
+}
+
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+pub(super) fn now_secs() -> u64 {
+    epoch_secs(std::time::SystemTime::now())
+}
+
+/// A sync token outlasts a control that is away for a while.
+const SYNC_TOKEN_SECS: u64 = 3_600;
+/// Files of one volunteer at most.
+const HOLDINGS_FILES_MAX: u64 = 50_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::testing;
+
+    #[test]
+    fn a_heartbeat_is_checked_before_it_is_believed() {
+        let good = testing::heartbeat(1, 1, &[], &[]);
+        assert_eq!(check(&good), Ok(()));
+        let bad_url = Heartbeat { delivery_url: "http://a/\r\nSet-Cookie: x".into(), ..good.clone() };
+        assert_eq!(check(&bad_url).unwrap_err().status, StatusCode::BAD_REQUEST);
+        let mut large = good.clone();
+        large.holdings.added = vec![freshet_api::FileId(1); DELTA_MAX + 1];
+        assert!(check(&large).is_err());
+        let interfaces = vec![Default::default(); INTERFACES_MAX + 1];
+        assert!(check(&Heartbeat { interfaces, ..good }).is_err());
+    }
+
+    #[test]
+    fn holdings_are_bounded_by_what_they_say_not_by_their_bytes() {
+        let mut small: RoaringBitmap = (0..1000).collect();
+        small.optimize();
+        let mut bytes = Vec::new();
+        small.serialize_into(&mut bytes).unwrap();
+        assert_eq!(read_holdings(&bytes).unwrap().len(), 1000);
+        let mut large = RoaringBitmap::new();
+        large.insert_range(0..=u32::MAX);
+        large.optimize();
+        let mut bytes = Vec::new();
+        large.serialize_into(&mut bytes).unwrap();
+        assert!(bytes.len() < 2 << 20 && read_holdings(&bytes).is_err());
+        assert!(read_holdings(b"rubbish").is_err());
+    }
+}

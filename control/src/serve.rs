@@ -1,0 +1,265 @@
+//! `control serve`: brings the rooms together, starts the ports, and ends everything in order.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use freshet_api::Class;
+use freshet_engine::{Limits, Listener, Root, Running, Server};
+use freshet_policy::liveness::LivenessTerms;
+use freshet_policy::reservation::{ReservationLedger, ReservationTerms};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::api::{Api, ApiServer, Parts, PublicAddresses};
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::clock::Clock;
+use crate::front_door::{FrontDoor, FrontDoorObserver, FrontDoorOptions};
+use crate::identity::Identity;
+use crate::private_file;
+use crate::registry::{RedbRegistry, Registry};
+use crate::routing::Routing;
+use crate::settings::Settings;
+use crate::sync_site::SyncSite;
+use crate::tracker::{MemoryTracker, Tracker};
+
+/// A running control.
+#[derive(Debug)]
+pub struct Control {
+    addresses: Addresses,
+    catalog: Arc<Catalog>,
+    engine: Running,
+    api: JoinHandle<()>,
+    routing: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    grace: Duration,
+}
+
+/// Where control listens, and how others reach it (`addresses.json` in the state directory).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Bound address of the front door.
+    pub listen: SocketAddr,
+    /// Bound address of the sync port.
+    pub sync_listen: SocketAddr,
+    /// Bound address of the API.
+    pub api: SocketAddr,
+    /// The front door as customers reach it.
+    pub public_url: String,
+    /// The sync port as volunteers reach it.
+    pub sync_url: String,
+    /// `host:port` of the API as it stands in join strings.
+    pub api_name: String,
+}
+
+impl Control {
+    /// Opens what lasts, starts every part and returns when all ports accept.
+    ///
+    /// # Errors
+    /// With what could not be opened or bound.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let state = &settings.state;
+        private_file::make_directory(state).with_context(|| format!("cannot make {}", state.display()))?;
+        let identity = Identity::load_or_make(state)?;
+        let clock = Clock::start();
+        let registry: Arc<dyn Registry> = Arc::new(RedbRegistry::open(&state.join(REGISTRY_FILE))?);
+        let terms = LivenessTerms { interval: settings.heartbeat, ..LivenessTerms::default() };
+        let tracker: Arc<dyn Tracker> = Arc::new(MemoryTracker::new(terms));
+        let reservations = Arc::new(ReservationLedger::new(
+            ReservationTerms { hold: settings.ticket_lifetime, ..ReservationTerms::default() },
+            RESERVATION_CLAIMS,
+        ));
+        let routing = Arc::new(Routing::new(
+            Arc::clone(&registry),
+            Arc::clone(&tracker),
+            Arc::clone(&reservations),
+            clock,
+        ));
+        let catalog = Catalog::open(catalog_options(&settings))?;
+        let root = Root::open(&settings.repo)
+            .with_context(|| format!("cannot open the repository {}", settings.repo.display()))?;
+
+        let addresses = Arc::new(OnceLock::new());
+        let front_door = Arc::new(FrontDoor::new(
+            front_door_options(&settings, Arc::clone(&addresses)),
+            Arc::clone(&catalog),
+            Arc::clone(&routing),
+            Arc::clone(&reservations),
+            Arc::clone(&root),
+            clock,
+            rand::random(),
+        ));
+        let sync = SyncSite::new(Arc::clone(&catalog), Arc::clone(&routing), root, registry.sync_key());
+        let engine = start_engine(&settings, &front_door, sync)?;
+        let api_server = ApiServer::bind(settings.api, Arc::clone(&identity.tls))
+            .await
+            .with_context(|| format!("cannot listen on {} for the API", settings.api))?;
+
+        let bound = bound_addresses(&settings, &engine, &api_server)?;
+        // Nothing else sets it, so it is unset here.
+        let _ = addresses.set(PublicAddresses {
+            front_door: bound.public_url.clone(),
+            sync: bound.sync_url.clone(),
+            api: bound.api_name.clone(),
+        });
+        identity.write_credentials(state, &bound.api_name)?;
+        let text = serde_json::to_vec_pretty(&bound).context("cannot write the addresses as JSON")?;
+        private_file::write(&state.join(ADDRESSES_FILE), &text)
+            .with_context(|| format!("cannot write {ADDRESSES_FILE} in {}", state.display()))?;
+
+        let api = Api::new(Parts {
+            registry,
+            tracker,
+            routing: Arc::clone(&routing),
+            reservations,
+            catalog: Arc::clone(&catalog),
+            front_door,
+            clock,
+            operator_digest: identity.operator_digest,
+            fingerprint: identity.fingerprint,
+            addresses,
+            heartbeat: settings.heartbeat,
+            join_lifetime: settings.join_lifetime,
+        });
+        let (stop, mut stopping) = watch::channel(false);
+        let stopped = async move {
+            // An error means that the sender is gone, which is a stop as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        Ok(Self {
+            addresses: bound,
+            catalog,
+            engine,
+            api: tokio::spawn(api_server.run(api.router(), stopped, API_GRACE)),
+            routing: tokio::spawn(async move { routing.keep_current().await }),
+            stop,
+            grace: settings.grace,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The catalogue it serves.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Takes nothing new, lets what is under way end within the grace time, and closes everything.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let (engine, grace) = (self.engine, self.grace);
+        let engine = tokio::task::spawn_blocking(move || engine.stop(grace));
+        for (part, task) in [("front door", engine), ("API", self.api)] {
+            if let Err(error) = task.await {
+                tracing::error!(part, %error, "did not end in order");
+            }
+        }
+        self.routing.abort();
+        let _ = self.routing.await;
+        self.catalog.stop();
+    }
+}
+
+fn catalog_options(settings: &Settings) -> CatalogOptions {
+    CatalogOptions {
+        rescan_every: settings.rescan_every,
+        hash_threads: settings.hash_threads,
+        quiet: settings.quiet,
+        hold_max: settings.hold_max,
+        patterns: settings.patterns.clone(),
+        ..CatalogOptions::new(&settings.repo, settings.state.join(CATALOG_FILE))
+    }
+}
+
+fn front_door_options(settings: &Settings, addresses: Arc<OnceLock<PublicAddresses>>) -> FrontDoorOptions {
+    FrontDoorOptions {
+        addresses,
+        direct_below: settings.direct_below,
+        changed_window: settings.changed_window,
+        ticket_lifetime: settings.ticket_lifetime,
+        avoid_window: settings.avoid_window,
+        duplicates: settings.duplicates,
+        listings: settings.listings,
+        patterns: settings.patterns.clone(),
+    }
+}
+
+fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite) -> anyhow::Result<Running> {
+    let listener = |address, class: Class, site| Listener {
+        address,
+        inherited: None,
+        class: class.number(),
+        mark: None,
+        site,
+    };
+    let sync_address = same_port_as_before(settings);
+    let server = Server {
+        listeners: vec![
+            listener(
+                settings.listen,
+                Class::Delivery,
+                Arc::clone(front_door) as Arc<dyn freshet_engine::Site>,
+            ),
+            listener(sync_address, Class::Sync, Arc::new(sync)),
+        ],
+        rings: settings.rings,
+        limits: Limits {
+            connections_max: settings.connections_max,
+            connections_per_address_max: settings.connections_max,
+            ..Limits::default()
+        },
+        pacer: None,
+        observer: Some(Arc::new(FrontDoorObserver::new(Arc::clone(front_door.counters())))),
+    };
+    server.start().context("cannot start the front door and the sync port")
+}
+
+/// The sync address with the port of the last start, where any port will do and that one is free.
+fn same_port_as_before(settings: &Settings) -> SocketAddr {
+    let wanted = settings.sync_listen;
+    if wanted.port() != 0 {
+        return wanted;
+    }
+    let before = last_addresses(&settings.state).map(|before| before.sync_listen);
+    match before {
+        Some(before) if before.ip() == wanted.ip() && TcpListener::bind(before).is_ok() => before,
+        _ => wanted,
+    }
+}
+
+fn last_addresses(state: &Path) -> Option<Addresses> {
+    serde_json::from_slice(&std::fs::read(state.join(ADDRESSES_FILE)).ok()?).ok()
+}
+
+fn bound_addresses(settings: &Settings, engine: &Running, api: &ApiServer) -> anyhow::Result<Addresses> {
+    let [listen, sync_listen] = engine.addresses() else {
+        anyhow::bail!("expected two bound addresses of the engine, found {:?}", engine.addresses());
+    };
+    let api = api.address().context("the API port has no address")?;
+    Ok(Addresses {
+        public_url: settings.public_url.clone().unwrap_or_else(|| format!("http://{listen}")),
+        sync_url: settings.sync_url.clone().unwrap_or_else(|| format!("http://{sync_listen}")),
+        api_name: settings.api_name.clone().unwrap_or_else(|| api.to_string()),
+        listen: *listen,
+        sync_listen: *sync_listen,
+        api,
+    })
+}
+
+/// Where a state directory keeps the addresses of the running control.
+pub fn addresses_file(state: &Path) -> PathBuf {
+    state.join(ADDRESSES_FILE)
+}
+
+const REGISTRY_FILE: &str = "control.redb";
+const CATALOG_FILE: &str = "catalog.redb";
+const ADDRESSES_FILE: &str = "addresses.json";
+const API_GRACE: Duration = Duration::from_secs(2);
+/// Recent customers that are recognised when they ask again (1 MiB).
+const RESERVATION_CLAIMS: usize = 1 << 16;

@@ -1,0 +1,98 @@
+//! The origin's sync port: blobs by content for volunteers that bring a token. It takes nothing in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use freshet_api::sync_token::SyncTokenError;
+use freshet_api::{ContentHash, SyncKey, SyncToken};
+use freshet_engine::{Answer, FileAnswer, Refusal, Request, Root, Site, Unavailable};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::catalog::Catalog;
+use crate::clock::epoch_secs;
+use crate::front_door::{file_answer, stale};
+use crate::routing::Routing;
+
+/// `GET /blob/<64 hexadecimal digits>` with `Authorization: Bearer <sync token>`.
+#[derive(Debug)]
+pub struct SyncSite {
+    catalog: Arc<Catalog>,
+    routing: Arc<Routing>,
+    root: Arc<Root>,
+    key: SyncKey,
+    refused: AtomicU64,
+}
+
+impl SyncSite {
+    /// Serves what `catalog` knows from below `root` (the same tree).
+    pub fn new(catalog: Arc<Catalog>, routing: Arc<Routing>, root: Arc<Root>, key: SyncKey) -> Self {
+        Self { catalog, routing, root, key, refused: AtomicU64::new(0) }
+    }
+
+    /// Requests refused for want of a good token.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn authorised(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        let text = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = text.and_then(crate::bearer::token).ok_or(SyncTokenError::Malformed);
+        let outcome = token.and_then(|token| SyncToken::open(token, &self.key, epoch_secs(request.now)));
+        let words = match outcome {
+            Ok(token) if self.routing.load().route(token.node).is_some() => return Ok(()),
+            Ok(token) => format!("volunteer {} is not enrolled here any more\n", token.node),
+            Err(error) => format!("{error}\n"),
+        };
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let mut refusal = Refusal::new(StatusCode::UNAUTHORIZED, words);
+        refusal.headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        Err(refusal)
+    }
+}
+
+impl Site for SyncSite {
+    fn answer(&self, request: &Request<'_>) -> Answer {
+        if let Err(refusal) = self.authorised(request) {
+            return Answer::Refusal(refusal);
+        }
+        let Some(content) = blob(request.path) else {
+            return Answer::Refusal(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "expected /blob/ and the 64 hexadecimal digits of a BLAKE3 hash\n",
+            ));
+        };
+        match self.catalog.load().by_content(&content) {
+            Some(entry) => Answer::File(FileAnswer {
+                content_type: Some(HeaderValue::from_static("application/octet-stream")),
+                ..file_answer(&self.root, entry, Vec::new())
+            }),
+            None => Answer::Refusal(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "the catalogue has no file of this content any more; fetch the manifest's difference\n",
+            )),
+        }
+    }
+
+    fn unavailable(&self, _request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
+        self.catalog.rescan();
+        stale(file, why)
+    }
+}
+
+fn blob(path: &[u8]) -> Option<ContentHash> {
+    std::str::from_utf8(path.strip_prefix(b"/blob/")?).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_hashes_name_a_blob() {
+        let hash = ContentHash([0xab; 32]);
+        assert_eq!(blob(format!("/blob/{hash}").as_bytes()), Some(hash));
+        for path in ["/blob/", "/blob/ab", "/ab", "/blob/../x", "/blob/\u{e4}"] {
+            assert_eq!(blob(path.as_bytes()), None, "{path}");
+        }
+    }
+}
