@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use freshet_api::{BytesPerSec, Class};
+use freshet_api::BytesPerSec;
 use freshet_engine::{Grant, Pacer};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{Pace, SharedPacer, Shares, TokenBucket};
@@ -37,19 +37,11 @@ impl Budget {
         self.receiving.set_rate(receiving.map(payload), now);
     }
 
-    /// Takes up to `want` bytes of what sync may read now: how many, or how long to wait.
-    pub fn take_read(&self, want: u64) -> Pace {
-        self.receiving.take(want, self.moment(Instant::now()))
-    }
-
-    /// Waits until sync may read, and says how many bytes of `want` (1 ..= want).
-    pub async fn wait_to_read(&self, want: u64) -> u64 {
-        loop {
-            match self.take_read(want.max(1)) {
-                Pace::Bytes(bytes) => return bytes,
-                Pace::Wait(wait) => tokio::time::sleep(wait.max(WAIT_MIN)).await,
-            }
-        }
+    /// `bytes` were read to keep the mirror current; nothing more is read before the returned time has passed.
+    pub fn after_read(&self, bytes: u64) -> Duration {
+        let now = self.moment(Instant::now());
+        self.receiving.charge(bytes, now);
+        self.receiving.owed(now)
     }
 
     fn moment(&self, now: Instant) -> Moment {
@@ -83,6 +75,8 @@ const WAIT_MIN: Duration = Duration::from_micros(50);
 
 #[cfg(test)]
 mod tests {
+    use freshet_api::Class;
+
     use super::*;
 
     /// Payload that greedy senders get in `seconds` of simulated time.
@@ -118,9 +112,11 @@ mod tests {
     #[test]
     fn sync_reads_are_paced_by_themselves() {
         let budget = Budget::new(None);
-        assert_eq!(budget.take_read(1 << 40), Pace::Bytes(1 << 40));
-        budget.set(None, Some(BytesPerSec(100_000)));
-        let granted = (0..1_000).filter(|_| matches!(budget.take_read(1 << 20), Pace::Bytes(_))).count();
-        assert!(granted < 1_000, "a limit that grants everything is none");
+        assert_eq!(budget.after_read(1 << 40), Duration::ZERO);
+        budget.set(None, Some(BytesPerSec(1_514_000)));
+        assert!(budget.unlimited(Class::Delivery.number()));
+        let waits: Vec<Duration> = (0..10).map(|_| budget.after_read(1_448_000)).collect();
+        let last = waits[9].as_secs_f64();
+        assert!((8.0..=10.1).contains(&last), "10 s worth of reads at once wait {last} s");
     }
 }

@@ -49,6 +49,21 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    /// The error and its causes; a cause that the text before it told already is left out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut told = self.error.to_string();
+        f.write_str(&told)?;
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            if !told.contains(&cause) {
+                write!(f, ": {cause}")?;
+                told = cause;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::new(FailureKind::Runtime, error)
@@ -87,5 +102,14 @@ mod tests {
         let address = "127.0.0.1:1".parse().unwrap();
         let bind = StartError::Bind { address, source: std::io::Error::other("in use") };
         assert_eq!(Failure::from(bind).kind, FailureKind::Runtime);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let bind = StartError::Bind { address, source: std::io::Error::other("in use") };
+        assert_eq!(Failure::from(bind).to_string(), "cannot listen on 127.0.0.1:1: in use");
+        let layered = anyhow::anyhow!("disk").context("cannot write").context("cannot start");
+        assert_eq!(Failure::from(layered).to_string(), "cannot start: cannot write: disk");
     }
 }

@@ -1,5 +1,7 @@
 //! The daemon's own log lines, on standard error: as text for people or as JSON for collectors.
 
+use std::io::{IsTerminal as _, Write as _};
+
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
@@ -20,13 +22,23 @@ pub fn start(format: LogFormat, filter: Option<&str>) {
         Ok(text) if !text.is_empty() => text,
         _ => filter.unwrap_or("info").to_owned(),
     };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // Only a subscriber that is already there makes this fail, and then it stays.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+/// Prints a line for whoever started the daemon, at once. A standard output that nobody reads is no reason to end.
+pub fn announce(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        tracing::debug!(%error, "the standard output can't be written");
+    }
 }
 
 /// Whether a filter can be read.

@@ -1,3 +1,7 @@
-//! bin.
+//! `dataplane`: reads the command line and hands over.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    freshet_dataplane::cli::main()
+}

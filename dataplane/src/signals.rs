@@ -40,4 +40,16 @@ impl Signals {
             _ = self.hang_up.recv() => Ask::Reload,
         }
     }
+
+    /// Waits for `stopping` to end, or for a second signal to stop.
+    pub async fn unless_hurried(&mut self, stopping: impl Future<Output = ()>) {
+        let hurried = async {
+            while self.next().await != Ask::Stop {}
+            tracing::warn!("stopping at once");
+        };
+        tokio::select! {
+            () = stopping => {}
+            () = hurried => {}
+        }
+    }
 }
