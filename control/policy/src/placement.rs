@@ -167,7 +167,9 @@ impl Room {
 fn place_collections(hosts: &[Host], rooms: &mut [Room], collections: &[Collection], terms: &PlacementTerms) {
     let mut order: Vec<&Collection> = collections.iter().collect();
     // The most asked per byte of space first; ties by id, so that the plan is one.
-    order.sort_by(|a, b| density(b.demand, b.size).total_cmp(&density(a.demand, a.size)).then(a.id.cmp(&b.id)));
+    order.sort_by(|a, b| {
+        density(b.demand, b.size).total_cmp(&density(a.demand, a.size)).then(a.id.cmp(&b.id))
+    });
     for collection in order {
         let mut wanted = collection.demand.0 as f64 * terms.headroom;
         let mut copies = 0;
@@ -201,7 +203,9 @@ fn place_collections(hosts: &[Host], rooms: &mut [Room], collections: &[Collecti
 
 fn place_hot(hosts: &[Host], rooms: &mut [Room], hot: &[HotFile], terms: &PlacementTerms) {
     let mut order: Vec<&HotFile> = hot.iter().collect();
-    order.sort_by(|a, b| density(b.demand, b.size).total_cmp(&density(a.demand, a.size)).then(a.file.cmp(&b.file)));
+    order.sort_by(|a, b| {
+        density(b.demand, b.size).total_cmp(&density(a.demand, a.size)).then(a.file.cmp(&b.file))
+    });
     for file in order {
         let held = hosts.iter().any(|host| host.hot.contains(&file.file));
         // Hysteresis: what is already out stays until its demand has fallen well below the threshold.

@@ -250,7 +250,7 @@ impl ReservationLedger {
         let hash = claim_hash(promise);
         let claim = &self.claims[hash as usize & (self.claims.len() - 1)];
         let units = bytes.div_ceil(1 << CLAIM_UNIT_BITS).min(u64::from(u32::MAX));
-        let seconds = now.0 / 1_000_000_000 & 0xffff;
+        let seconds = (now.0 / 1_000_000_000) & 0xffff;
         claim.owner.store(0, Ordering::Release);
         claim.body.store(units << 32 | seconds << 16 | (hash >> 16 & 0xffff), Ordering::Release);
         claim.owner.store(u64::from(tag(hash)) << 32 | u64::from(node.0), Ordering::Release);
@@ -487,17 +487,17 @@ mod tests {
     #[test]
     fn what_nobody_confirms_ages_out() {
         let ledger = ledger();
-        for second in 0..2000 {
+        for second in 0..2000u32 {
             if second % 100 == 0 {
-                ledger.reserve(A, whole(second, MB), at(second as f64));
+                ledger.reserve(A, whole(second.into(), MB), at(second.into()));
             }
-            ledger.age(A, at(second as f64));
+            ledger.age(A, at(second.into()));
         }
         // 900 s of hold: the promises of the last 9 or 10 hundreds remain, within a 32nd of the hold.
         let left = ledger.outstanding(A).0 / MB;
         assert!((9..=10).contains(&left), "{left}");
         for second in 2000..3000 {
-            ledger.age(A, at(second as f64));
+            ledger.age(A, at(second.into()));
         }
         assert_eq!(ledger.outstanding(A), Bytes(0));
     }

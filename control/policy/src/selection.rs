@@ -86,7 +86,7 @@ pub trait Field {
     fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate;
 }
 
-impl Field for [Candidate] {
+impl Field for &[Candidate] {
     fn len(&self) -> usize {
         <[Candidate]>::len(self)
     }
@@ -518,10 +518,10 @@ pub(crate) mod testing {
     }
 
     /// How often each node is picked in `rounds` rounds with different seeds.
-    pub(crate) fn tally(selector: &dyn Selector, field: &Vec<Candidate>, rounds: u64) -> Vec<u32> {
+    pub(crate) fn tally(selector: &dyn Selector, field: &[Candidate], rounds: u64) -> Vec<u32> {
         let mut counts = vec![0; field.len()];
         for seed in 0..rounds {
-            let choice = selector.select(field, &request(1000), Moment::ZERO, seed).unwrap();
+            let choice = selector.select(&field, &request(1000), Moment::ZERO, seed).unwrap();
             counts[choice.index] += 1;
         }
         counts

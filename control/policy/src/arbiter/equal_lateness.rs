@@ -104,7 +104,8 @@ mod tests {
         let law = EqualLateness::default();
         let both = work(100_000_000, 3_000_000_000);
         let share = law.balance(&both, &targets());
-        let (delivery, sync) = (both.delivery_lateness(share, &targets()), both.sync_lateness(share, &targets()));
+        let (delivery, sync) =
+            (both.delivery_lateness(share, &targets()), both.sync_lateness(share, &targets()));
         assert!((delivery / sync - 1.0).abs() < 1e-2, "{delivery} {sync}");
         assert!((share - 0.5).abs() < 1e-3, "100 MB in 20 s weigh as much as 3 GB in 600 s");
     }
@@ -145,10 +146,8 @@ mod tests {
             if reports.len() as f64 * step > delay {
                 let (seen_delivery, seen_sync) = reports.pop_front().unwrap();
                 let wrong = |draw: &mut Draw| 1.0 + noise * (2.0 * draw.unit() - 1.0);
-                let seen = work(
-                    (seen_delivery * wrong(&mut draw)) as u64,
-                    (seen_sync * wrong(&mut draw)) as u64,
-                );
+                let seen =
+                    work((seen_delivery * wrong(&mut draw)) as u64, (seen_sync * wrong(&mut draw)) as u64);
                 share = law.share(&seen, &targets(), now);
             }
             delivery = f64::max(0.0, delivery + (arrivals.0 - 10e6 * f64::from(share)) * step);

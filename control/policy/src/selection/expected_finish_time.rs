@@ -95,8 +95,8 @@ mod tests {
     use super::super::testing::{candidate, request, tally};
     use super::*;
 
-    fn picked(field: &Vec<Candidate>, facts: &RequestFacts<'_>) -> NodeId {
-        ExpectedFinishTime::default().select(field, facts, Moment::ZERO, 11).unwrap().node
+    fn picked(field: &[Candidate], facts: &RequestFacts<'_>) -> NodeId {
+        ExpectedFinishTime::default().select(&field, facts, Moment::ZERO, 11).unwrap().node
     }
 
     #[test]

@@ -80,6 +80,6 @@ mod tests {
     fn weight_zero_is_the_last_resort() {
         let field = vec![Candidate { weight: 0, ..candidate(1) }, candidate(2)];
         assert_eq!(tally(&StaticWeights, &field, 500), [0, 500]);
-        assert_eq!(tally(&StaticWeights, &field[..1].to_vec(), 5), [5]);
+        assert_eq!(tally(&StaticWeights, &field[..1], 5), [5]);
     }
 }

@@ -63,7 +63,10 @@ impl PieceSet {
 
     /// The pieces, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().enumerate().flat_map(|(index, &word)| bits(word).map(move |bit| index as u32 * 64 + bit))
+        self.words
+            .iter()
+            .enumerate()
+            .flat_map(|(index, &word)| bits(word).map(move |bit| index as u32 * 64 + bit))
     }
 
     /// Those of `other` that are missing here, ascending.
