@@ -189,14 +189,14 @@ impl Connection {
             if self.turn >= TURN_REQUESTS_MAX {
                 break Some(Step::Yield);
             }
-            if drained {
-                self.await_request(core, filled);
-                break Some(Step::Readable);
-            }
             if filled >= core.limits.head_bytes_max {
                 self.reject(core, head_too_long());
                 filled = 0;
                 break None;
+            }
+            if drained {
+                self.await_request(core, filled);
+                break Some(Step::Readable);
             }
             match uring::receive(&self.socket, &mut scratch[filled..]) {
                 Ok(Some(0)) | Err(_) => break Some(Step::Close),

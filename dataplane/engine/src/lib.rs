@@ -27,3 +27,8 @@ pub use observe::{Observer, ResponseRecord};
 pub use pace::{Grant, Pacer};
 pub use server::{Listener, Running, Server, StartError, Stats};
 pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
+
+/// The `Content-Type` by a path's ending, for sites whose files are stored under other names.
+pub fn content_type_of(path: &[u8]) -> ::http::HeaderValue {
+    http::content_type::of_path(path)
+}

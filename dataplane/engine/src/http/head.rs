@@ -326,11 +326,16 @@ fn reject(error: httparse::Error, bytes: &[u8]) -> Rejection {
     }
 }
 
-/// Whether the request line ends in a well-formed version that is not ours.
+/// Whether the request line is well-formed but for a version that is not ours.
 fn is_other_version(bytes: &[u8]) -> bool {
     let line = &bytes[..memchr::memchr(b'\r', bytes).unwrap_or(bytes.len())];
-    let last = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    matches!(last, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+    let mut parts = line.split(|&byte| byte == b' ');
+    let (Some(_method), Some(_target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return false;
+    };
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
