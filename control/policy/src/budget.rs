@@ -248,7 +248,8 @@ fn period_start(quota: Quota, local: DateTime, ahead: u8, seed: u64) -> DateTime
         midnight.saturating_add(jiff::SignedDuration::from_secs(offset as i64))
     };
     let (mut year, mut month) = (local.year(), local.month());
-    if local < start_of(year, month) {
+    // With a late start day and a long spread, a period may begin in the following month.
+    while local < start_of(year, month) {
         (year, month) = if month == 1 { (year - 1, 12) } else { (year, month - 1) };
     }
     for _ in 0..ahead {

@@ -104,8 +104,8 @@ mod tests {
         let slow = candidate(1);
         let fast =
             Candidate { rate: BytesPerSec(100_000_000), outstanding: Bytes(50_000_000), ..candidate(2) };
-        assert_eq!(picked(&vec![slow, fast], &request(10_000_000)), NodeId(2));
-        assert_eq!(picked(&vec![slow, fast], &request(10_000)), NodeId(1));
+        assert_eq!(picked(&[slow, fast], &request(10_000_000)), NodeId(2));
+        assert_eq!(picked(&[slow, fast], &request(10_000)), NodeId(1));
     }
 
     #[test]
@@ -123,13 +123,13 @@ mod tests {
     #[test]
     fn nearness_budget_and_suspicion_multiply() {
         let near = Candidate { nearness: Nearness::Prefix, outstanding: Bytes(2000), ..candidate(1) };
-        assert_eq!(picked(&vec![near, candidate(2)], &request(1000)), NodeId(1));
+        assert_eq!(picked(&[near, candidate(2)], &request(1000)), NodeId(1));
         let busier = Candidate { outstanding: Bytes(4000), ..near };
-        assert_eq!(picked(&vec![busier, candidate(2)], &request(1000)), NodeId(2));
+        assert_eq!(picked(&[busier, candidate(2)], &request(1000)), NodeId(2));
         let dear = Candidate { budget_price: 10.0, ..candidate(1) };
-        assert_eq!(picked(&vec![dear, candidate(2)], &request(1000)), NodeId(2));
+        assert_eq!(picked(&[dear, candidate(2)], &request(1000)), NodeId(2));
         let late = Candidate { standing: Standing::Suspect, ..candidate(1) };
-        assert_eq!(picked(&vec![late, candidate(2)], &request(1000)), NodeId(2));
+        assert_eq!(picked(&[late, candidate(2)], &request(1000)), NodeId(2));
     }
 
     #[test]
