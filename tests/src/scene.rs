@@ -83,7 +83,7 @@ impl Scene {
         let customer = testbed.host("customer", &Link::new())?;
         let states = directory.path().join("states");
         fs::create_dir(&states)?;
-        let cluster = Cluster::start(&testbed, &programs, &repository.root, &states, &Link::new())?;
+        let cluster = Cluster::start(&testbed, &programs, &repository.root, &states, &Link::new(), BRISK)?;
         Ok(Scene { cluster, customer, repository, testbed, directory })
     }
 
@@ -245,5 +245,8 @@ fn write_large(path: &Path, bytes: usize) -> Result<()> {
 pub const LARGE: &str = "large/generated.bin";
 /// What stands in a file beside the repository, and must never be served.
 pub const SECRET: &str = "this stands outside of the repository";
+/// As control is by default, only that it notices sooner what changes: a test has no minutes.
+const BRISK: &[&str] =
+    &["--heartbeat-ms", "200", "--quiet-ms", "200", "--changed-window-secs", "2", "--ticket-secs", "20"];
 /// Below this size an origin serves files itself, unless it is told otherwise.
 const DIRECT_BELOW_BYTES: u64 = 64 * 1024;

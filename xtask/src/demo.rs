@@ -64,7 +64,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     say(&format!("hosts: {}", testbed.backend()));
     let customer = testbed.host("customer", &Link::new().rate(CUSTOMER))?;
     let origin = Link::new().rate(ORIGIN);
-    let mut cluster = Cluster::start(&testbed, &programs, &repository.root, state.path(), &origin)?;
+    let mut cluster = Cluster::start(&testbed, &programs, &repository.root, state.path(), &origin, &[])?;
     say(&format!("control runs; the front door is {}{}", cluster.url(""), rate(&testbed, ORIGIN)));
     for number in 1..=arguments.volunteers {
         let name = format!("volunteer-{number}");

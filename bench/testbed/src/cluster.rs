@@ -52,6 +52,7 @@ pub struct Cluster {
     origin: Host,
     front_door: SocketAddr,
     api: SocketAddr,
+    control_arguments: Vec<String>,
     control: Option<Process>,
     volunteers: Vec<Volunteer>,
 }
@@ -67,7 +68,8 @@ pub struct Volunteer {
 }
 
 impl Cluster {
-    /// Starts control for `repository` on a new host `origin`; states are kept in `directory`.
+    /// Starts control for `repository` on a new host `origin`; states are kept in `directory`, and
+    /// `control_arguments` are added to the command line of `control serve`.
     ///
     /// # Errors
     ///
@@ -78,6 +80,7 @@ impl Cluster {
         repository: &Path,
         directory: &Path,
         link: &Link,
+        control_arguments: &[&str],
     ) -> Result<Cluster, Error> {
         let origin = testbed.host(ORIGIN, link)?;
         let front_door = SocketAddr::new(origin.addr()?, origin.free_port()?);
@@ -89,6 +92,7 @@ impl Cluster {
             origin,
             front_door,
             api,
+            control_arguments: control_arguments.iter().map(|&argument| argument.to_owned()).collect(),
             control: None,
             volunteers: Vec::new(),
         };
@@ -109,11 +113,10 @@ impl Cluster {
             .arg(self.directory.join("control"))
             .args(["--listen".to_owned(), self.front_door.to_string()])
             .args(["--api".to_owned(), self.api.to_string()])
-            .args(["--public-url".to_owned(), self.url("")]);
+            .args(["--public-url".to_owned(), self.url("")])
+            .args(self.control_arguments.iter().cloned());
         let control = self.origin.start("control", &program)?;
-        for addr in [self.api, self.front_door] {
-            control.wait_for_port(&self.origin, addr, READY)?;
-        }
+        control.wait_for_line("ready", READY)?;
         self.control = Some(control);
         Ok(())
     }

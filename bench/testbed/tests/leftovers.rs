@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use freshet_testbed::{Cancel, Link, Options, Program, Testbed, wait_until};
@@ -21,6 +21,17 @@ fn main() {
                 "test a_killed_harness_takes_its_processes_along_and_the_next_run_removes_the_rest ... ok"
             );
         }
+    }
+}
+
+/// A harness that does not outlive this test, even when the test fails before it kills it.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It is dead already when all went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -46,17 +57,19 @@ fn a_killed_harness_takes_its_processes_along_and_the_next_run_removes_the_rest(
     let neighbour = Testbed::start(options()).unwrap();
     let neighbours_host = neighbour.host("n", &Link::new()).unwrap();
 
-    let mut harness = Command::new(std::env::current_exe().unwrap())
-        .args(["hold".as_ref(), state.path().as_os_str()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut harness = Killed(
+        Command::new(std::env::current_exe().unwrap())
+            .args(["hold".as_ref(), state.path().as_os_str()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
     let mut line = String::new();
-    BufReader::new(harness.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let (pid, namespace) = line.trim_end().split_once(' ').unwrap();
+    BufReader::new(harness.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (pid, namespace) = line.trim_end_matches('\n').split_once(' ').unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
-    harness.kill().unwrap();
-    harness.wait().unwrap();
+    harness.0.kill().unwrap();
+    harness.0.wait().unwrap();
 
     // Killed, not asked: its `Drop` did not run, yet the kernel ends its children.
     let process = format!("/proc/{pid}");
