@@ -1,7 +1,8 @@
 //! Which network interfaces are counted, and the statistics that the kernel keeps of each.
-//! Everything is asked of the calling thread's network namespace; it never changes an interface.
+//! Everything is asked of the network namespace of the thread that looks; it never changes an interface.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -132,6 +133,8 @@ pub(crate) struct Interfaces {
     choice: InterfaceChoice,
     chosen: Vec<Chosen>,
     links: Vec<Link>,
+    /// Open, it belongs to the namespace of whoever opened it, whichever thread reads.
+    net_dev: Option<File>,
     /// For a local address that no interface has any more: the first with a default route.
     fallback: Option<usize>,
     looked: Option<Instant>,
@@ -139,7 +142,7 @@ pub(crate) struct Interfaces {
 
 impl Interfaces {
     pub(crate) fn new(choice: InterfaceChoice) -> Self {
-        Self { choice, chosen: Vec::new(), links: Vec::new(), fallback: None, looked: None }
+        Self { choice, chosen: Vec::new(), links: Vec::new(), net_dev: None, fallback: None, looked: None }
     }
 
     /// The chosen interfaces as of the last refresh.
@@ -154,6 +157,10 @@ impl Interfaces {
             && now.saturating_duration_since(looked) < LOOK_EVERY
         {
             return Ok(());
+        }
+        if self.net_dev.is_none() {
+            let opened = File::open(NET_DEV).map_err(|error| ReadError::Kernel { what: NET_DEV, error })?;
+            self.net_dev = Some(opened);
         }
         let links = sys::links().map_err(|error| ReadError::Kernel { what: "the interfaces", error })?;
         let routed = default_routes();
@@ -194,7 +201,7 @@ impl Interfaces {
 
     /// Reads the statistics of every chosen interface.
     pub(crate) fn read_totals(&mut self) -> Result<(), ReadError> {
-        let text = fs::read_to_string(NET_DEV).map_err(|error| ReadError::Kernel { what: NET_DEV, error })?;
+        let text = self.net_dev().map_err(|error| ReadError::Kernel { what: NET_DEV, error })?;
         let mut seen = [false; INTERFACES_MAX];
         for line in text.lines().skip(2) {
             let (name, flow) = net_dev_line(line)
@@ -208,6 +215,14 @@ impl Interfaces {
             chosen.present &= seen;
         }
         Ok(())
+    }
+
+    fn net_dev(&mut self) -> io::Result<String> {
+        let Some(file) = &mut self.net_dev else { return Ok(String::new()) };
+        file.rewind()?;
+        let mut text = String::with_capacity(1024);
+        file.read_to_string(&mut text)?;
+        Ok(text)
     }
 
     /// Where packets between these two addresses pass, as of the last look.

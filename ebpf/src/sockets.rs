@@ -265,15 +265,17 @@ fn since(last: Last, now: TcpFigures, local: IpAddr, role: Role) -> Flow {
     if last.is_some() { flow } else { flow.plus(handshake(headers, now.timestamps, role)) }
 }
 
-/// What the figures lack of the handshake: the kernel counts SYN and SYN-ACK for the side that connects, though with
-/// more options than a usual segment, and not at all for the side that accepts.
+/// What the figures lack of the handshake: SYN and SYN-ACK carry more options than a usual segment, and the side that
+/// accepts does not count the SYN-ACK among what it sent.
 fn handshake(headers: u64, timestamps: bool, role: Role) -> Flow {
     let more_options = if timestamps { 8 } else { 12 };
-    let syn = match role {
-        Role::Accepted => Traffic { bytes: headers + more_options, packets: 1 },
-        Role::Outgoing => Traffic { bytes: more_options, packets: 0 },
-    };
-    Flow { incoming: syn, outgoing: syn }
+    let counted = Traffic { bytes: more_options, packets: 0 };
+    match role {
+        Role::Outgoing => Flow { incoming: counted, outgoing: counted },
+        Role::Accepted => {
+            Flow { incoming: counted, outgoing: Traffic { bytes: headers + more_options, packets: 1 } }
+        }
+    }
 }
 
 /// What is still to come after the last look: the queue that the kernel goes on sending, and the farewell.

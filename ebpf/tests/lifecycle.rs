@@ -7,7 +7,7 @@ use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -17,6 +17,7 @@ use freshet_ebpf::{
     drop_capabilities,
 };
 use lab::{End, Lab, download, eventually, listen};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 fn options(pin: Option<&Path>, attachment: Attachment) -> Options {
     Options {
@@ -33,21 +34,18 @@ fn open(lab: &Lab, options: Options) -> (Box<dyn Accounting>, Classes) {
     (accounting, classes)
 }
 
-/// Our programs on the device: TCX, then clsact.
+/// Programs on the device, by TCX and by the clsact qdisc; nobody else attaches any there.
 fn attached(lab: &Lab) -> (usize, usize) {
     let tcx = lab.inside(End::Host, || {
         let ends = [TcAttachType::Ingress, TcAttachType::Egress];
-        let programs = |end| SchedClassifier::query_tcx(lab::DEVICE, end).unwrap().1;
-        let ours =
-            |p: &aya::programs::ProgramInfo| p.name_as_str().is_some_and(|name| name.starts_with("freshet"));
-        ends.into_iter().flat_map(programs).filter(ours).count()
+        ends.into_iter().map(|end| SchedClassifier::query_tcx(lab::DEVICE, end).unwrap().1.len()).sum()
     });
     let clsact = ["ingress", "egress"].map(|end| {
         let output = Command::new("tc")
             .args(["-n", lab.namespace(End::Host), "filter", "show", "dev", lab::DEVICE, end])
             .output()
             .unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains("freshet")).count()
+        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(" handle ")).count()
     });
     (tcx, clsact.iter().sum())
 }
@@ -66,6 +64,10 @@ fn daemon() {
     let namespace = std::fs::File::open(namespace).unwrap();
     let kind = Some(rustix::thread::LinkNameSpaceType::Network);
     rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind).unwrap();
+    // From here on as a service would run that was given these two and nothing else.
+    let two = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).unwrap();
     let attachment =
         if env::var_os("FR_TEST_CLSACT").is_some() { Attachment::Clsact } else { Attachment::Tcx };
     let pin = env::var_os("FR_TEST_PIN").map(std::path::PathBuf::from);
@@ -82,6 +84,8 @@ fn daemon() {
 struct Daemon {
     child: Child,
     epoch: String,
+    /// Open to the end, for the daemon may still write.
+    _output: BufReader<ChildStdout>,
 }
 
 impl Daemon {
@@ -97,10 +101,10 @@ impl Daemon {
             command.env("FR_TEST_CLSACT", "1");
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let epoch =
-            lines.map_while(Result::ok).find_map(|line| line.split_once("counting ").map(|l| l.1.to_owned()));
-        Self { child, epoch: epoch.expect("the daemon counts") }
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let lines = output.by_ref().lines().map_while(Result::ok);
+        let epoch = lines.filter_map(|line| line.split_once("counting ").map(|l| l.1.to_owned())).next();
+        Self { child, epoch: epoch.expect("the daemon counts"), _output: output }
     }
 
     fn kill(mut self) {

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier};
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 use freshet_ebpf_abi as abi;
 use freshet_ebpf_abi::{ALL_CLASSES, CLASSES, Direction, Meta};
 
 use super::object::{self, Maps};
-use super::pins::{self, PinDirectory};
+use super::pins::{self, FILTER_HANDLE, FILTER_PRIORITY, PinDirectory, attach_type, program_name};
 use super::{AttachError, KernelError, flow};
 use crate::reading::{Attachment, Epoch, Flow, ReadError};
 use crate::sockets::fresh_epoch;
@@ -199,7 +199,7 @@ fn attach_clsact(
     // It may well be there, ours or somebody else's.
     let added = qdisc_add_clsact(interface);
     let options = || NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-    let old = SchedClassifierLink::attached(interface, at, FILTER_PRIORITY, FILTER_HANDLE, None)
+    let old = pins::our_filter(interface, direction)
         .map_err(|io_error| SyscallError { call: "if_nametoindex", io_error })?;
     let link = match program.attach_to_link(old) {
         Ok(link) => link,
@@ -227,20 +227,6 @@ fn already(error: &aya::programs::tc::TcError) -> bool {
     }
 }
 
-fn attach_type(direction: Direction) -> TcAttachType {
-    match direction {
-        Direction::In => TcAttachType::Ingress,
-        Direction::Out => TcAttachType::Egress,
-    }
-}
-
-fn program_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::In => abi::program::INGRESS,
-        Direction::Out => abi::program::EGRESS,
-    }
-}
-
 /// TCX where the kernel has it, which is Linux 6.6.
 pub(super) fn best() -> Attachment {
     match KernelVersion::current() {
@@ -255,7 +241,3 @@ pub(super) fn network_namespace() -> Result<u64, KernelError> {
     let meta = fs::metadata(path);
     Ok(meta.map_err(|error| ReadError::Kernel { what: "the network namespace's number", error })?.ino())
 }
-
-const FILTER_PRIORITY: u16 = 0xf5e0;
-
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);

@@ -50,7 +50,7 @@ impl Keeper {
                         let _ = ready.send(Err(error));
                     }
                 }
-                shared.lock().detach_all();
+                shared.lock().close();
             })
             .map_err(KernelError::Watch)?;
         let keeper = Self { stop, thread: Some(thread) };

@@ -232,12 +232,10 @@ impl State {
         pins.detach_others(&chosen)
     }
 
-    fn detach_all(&mut self) {
-        if self.pins.is_none() {
-            for attached in &mut self.attached {
-                attached.detach(None);
-            }
-        }
+    /// Takes off what is not pinned, and lets go of the pins. Handles that outlive this change nothing any more.
+    fn close(&mut self) {
+        self.attached.clear();
+        self.pins = None;
     }
 }
 
@@ -262,6 +260,9 @@ impl KernelAccounting {
     /// Attaches to the chosen interfaces. Needs CAP_BPF and CAP_NET_ADMIN in the calling thread for this call only.
     pub(crate) fn open(setup: Setup) -> Result<(Self, Arc<Shared>), KernelError> {
         capabilities::check()?;
+        // What aya finds out here with all our rights, it would partly miss with the keeper's: whether the kernel takes
+        // names of programs.
+        let _ = aya::features();
         let attachment = setup.attachment.unwrap_or_else(attach::best);
         let pins = setup.pin.map(PinDirectory::open).transpose()?;
         let source = Source::Kernel { attachment, pinned: pins.as_ref().map(|p| p.path().to_owned()) };

@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::programs::ProgramError;
-use aya::programs::tc::{TcAttachType, TcError, qdisc_detach_program};
+use aya::programs::links::Link;
+use aya::programs::tc::{SchedClassifierLink, TcError, TcHandle, qdisc_detach_program};
+use aya::programs::{ProgramError, TcAttachType};
 use freshet_ebpf_abi as abi;
 use freshet_ebpf_abi::Direction;
 use rustix::fs::{FlockOperation, flock, fstatfs};
@@ -164,27 +165,67 @@ pub fn cleanup(pin: Option<&Path>) -> Result<Cleaned, KernelError> {
 }
 
 /// Removes our filter of the clsact qdisc, whoever attached it; false when there is none.
+///
+/// It is recognised by the program's name, and by its place: a loader with few rights can't learn whether the kernel
+/// knows names, and then leaves it out.
 pub(super) fn detach_filter(interface: &str, direction: Direction) -> Result<bool, KernelError> {
-    let (at, name) = match direction {
-        Direction::In => (TcAttachType::Ingress, abi::program::INGRESS),
-        Direction::Out => (TcAttachType::Egress, abi::program::EGRESS),
+    let (at, name) = (attach_type(direction), program_name(direction));
+    let named =
+        absent_is_fine(interface, qdisc_detach_program(interface, at, name).map_err(ProgramError::from))?;
+    let placed = match our_filter(interface, direction) {
+        Ok(filter) => absent_is_fine(interface, filter.detach())?,
+        // No such interface, so no filter.
+        Err(_) => false,
     };
-    match qdisc_detach_program(interface, at, name) {
-        Ok(()) => Ok(true),
-        Err(TcError::IoError(error)) if gone(&error) => Ok(false),
-        // Without a clsact qdisc the kernel has no such list.
-        Err(TcError::NetlinkError(error)) if error.raw_os_error().is_some_and(none_there) => Ok(false),
-        Err(error) => Err(KernelError::attach(interface, ProgramError::from(error))),
+    Ok(named || placed)
+}
+
+/// Our place among the filters of the clsact qdisc: one, so that a later run replaces what an earlier one left.
+pub(super) fn our_filter(interface: &str, direction: Direction) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, attach_type(direction), FILTER_PRIORITY, FILTER_HANDLE, None)
+}
+
+fn absent_is_fine(interface: &str, result: Result<(), ProgramError>) -> Result<bool, KernelError> {
+    let errno = match result {
+        Ok(()) => return Ok(true),
+        Err(ProgramError::TcError(TcError::IoError(ref error)))
+            if error.kind() == io::ErrorKind::NotFound =>
+        {
+            return Ok(false);
+        }
+        Err(ProgramError::TcError(TcError::IoError(ref error))) => error.raw_os_error(),
+        Err(
+            ProgramError::TcError(TcError::NetlinkError(ref error)) | ProgramError::NetlinkError(ref error),
+        ) => error.raw_os_error(),
+        Err(_) => None,
+    };
+    match (errno, result) {
+        // Without a clsact qdisc, or without the interface, the kernel has no such list.
+        (Some(libc::EINVAL | libc::ENOENT | libc::ENODEV), _) => Ok(false),
+        (_, Err(error)) => Err(KernelError::attach(interface, error)),
+        (_, Ok(())) => Ok(true),
     }
 }
 
-fn gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error().is_some_and(none_there)
+/// Which list of the interface a direction is.
+pub(super) fn attach_type(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::In => TcAttachType::Ingress,
+        Direction::Out => TcAttachType::Egress,
+    }
 }
 
-fn none_there(errno: i32) -> bool {
-    matches!(errno, libc::EINVAL | libc::ENOENT | libc::ENODEV)
+/// Which program a direction is for.
+pub(super) fn program_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::In => abi::program::INGRESS,
+        Direction::Out => abi::program::EGRESS,
+    }
 }
+
+pub(super) const FILTER_PRIORITY: u16 = 0xf5e0;
+
+pub(super) const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// From `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
