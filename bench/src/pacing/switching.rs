@@ -26,7 +26,7 @@ pub(super) fn measure(testbed: &Testbed, programs: &Path) -> anyhow::Result<Vec<
     std::fs::create_dir(&repository)?;
     make_file(&repository.join(FILE), FILE_BYTES)?;
     let programs = Programs::in_directory(programs)?;
-    let mut cluster = Cluster::start(testbed, &programs, &repository, directory.path(), &Link::new())?;
+    let mut cluster = Cluster::start(testbed, &programs, &repository, directory.path(), &Link::new(), &[])?;
     let volunteer = cluster.add_volunteer(testbed, "switched", &Link::new())?;
     let (host, delivery) = (volunteer.host().clone(), volunteer.delivery());
     let configuration = volunteer.state().join("dataplane.toml");
