@@ -3,6 +3,7 @@
 //! What is served is the business of a [`Site`]; how it reaches the socket is the business of this crate.
 //! Every kernel operation stands in the module `uring`; the rest of the crate is free of `unsafe`.
 
+pub mod access_log;
 mod admission;
 mod clock;
 mod connection;
@@ -21,9 +22,10 @@ pub mod server;
 pub mod site;
 mod uring;
 
+pub use access_log::{AccessLog, LogFormat, LogOptions};
 pub use directory::DirectorySite;
 pub use limits::Limits;
-pub use observe::{Observer, ResponseRecord};
+pub use observe::{Observer, Observers, ResponseRecord};
 pub use pace::{Grant, Pacer};
 pub use server::{Listener, Running, Server, StartError, Stats};
 pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -56,3 +57,26 @@ pub struct ResponseRecord<'a> {
 pub struct Unobserved;
 
 impl Observer for Unobserved {}
+
+/// Several observers, told in order.
+pub struct Observers(pub Vec<Arc<dyn Observer>>);
+
+impl Observer for Observers {
+    fn opened(&self, id: u64, class: u8, socket: BorrowedFd<'_>, local: SocketAddr, peer: SocketAddr) {
+        for observer in &self.0 {
+            observer.opened(id, class, socket, local, peer);
+        }
+    }
+
+    fn closed(&self, id: u64, class: u8, socket: BorrowedFd<'_>) {
+        for observer in &self.0 {
+            observer.closed(id, class, socket);
+        }
+    }
+
+    fn responded(&self, record: &ResponseRecord<'_>) {
+        for observer in &self.0 {
+            observer.responded(record);
+        }
+    }
+}
