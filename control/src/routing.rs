@@ -268,6 +268,33 @@ const AGEING_TICKS: u32 = 20;
 pub const DELIVERY_URL_BYTES_MAX: usize = 300;
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! Routing tables for tests.
+
+    use super::*;
+
+    /// Volunteers that hold nothing, by number and when they were last heard of.
+    pub(crate) fn table<const N: usize>(nodes: [(u32, Moment); N]) -> RoutingTable {
+        let routes = nodes.map(|(node, heard)| Route {
+            node: NodeId(node),
+            name: format!("n{node}").parse().unwrap(),
+            ticket_key: TicketKey([1; 32]),
+            standing: Standing::Ready,
+            state: NodeState::Active,
+            reason: None,
+            heard: Some(heard),
+            delivery_url: "http://192.0.2.1".into(),
+            reach: Reach::ALL,
+            loopback: false,
+            rate: BytesPerSec(1),
+            reported_load: 0.0,
+            holdings: Arc::default(),
+        });
+        RoutingTable { routes: routes.into() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -184,6 +184,7 @@ fn front_door_options(settings: &Settings, addresses: Arc<OnceLock<PublicAddress
         changed_window: settings.changed_window,
         ticket_lifetime: settings.ticket_lifetime,
         avoid_window: settings.avoid_window,
+        heartbeat: settings.heartbeat,
         duplicates: settings.duplicates,
         listings: settings.listings,
         patterns: settings.patterns.clone(),

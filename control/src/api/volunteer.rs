@@ -35,7 +35,8 @@ pub(super) async fn join(
     };
     let node = api.parts.registry.join(joining).await?;
     tracing::info!(node = %node.id, name = %node.name, version = shown(&request.version), "joined");
-    api.parts.routing.touch();
+    // At once: the sync token of its first heartbeat is worth nothing until it is in the table.
+    api.parts.routing.rebuild();
     Ok(Json(JoinReply {
         node: node.id,
         name: node.name.as_str().to_owned(),

@@ -2,6 +2,7 @@
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use freshet_api::admin::{Considered, ExplainView};
 use freshet_api::{Bytes, FileId, NodeId};
@@ -75,8 +76,9 @@ pub(super) struct Chosen<'a> {
 impl FrontDoor {
     /// Picks a volunteer, or none when the origin must serve.
     ///
-    /// One that the customer was sent to just now comes only after all others, and only if it has been heard
-    /// of since: a volunteer that was killed is missed after some heartbeats only, its customers at once.
+    /// One that the customer was sent to just now comes only after all others, and not at all once it has
+    /// missed a heartbeat since: control takes a volunteer for dead after some missed heartbeats, its customers
+    /// know at once.
     pub(super) fn choose<'a>(
         &self,
         table: &'a RoutingTable,
@@ -89,7 +91,7 @@ impl FrontDoor {
         avoided.extend(sent.iter().map(|(node, _)| *node));
         let route = self.pick(table, entry, customer, &avoided, now).or_else(|| {
             let mut silent = customer.tried.clone();
-            silent.extend(silent_since(table, &sent));
+            silent.extend(silent_since(table, &sent, now, self.options.heartbeat));
             (silent.len() < avoided.len()).then(|| self.pick(table, entry, customer, &silent, now))?
         })?;
         let mut duplicates = Vec::new();
@@ -242,11 +244,19 @@ fn facts(bytes: u64, client: IpAddr, tried: &[NodeId]) -> RequestFacts<'_> {
     RequestFacts { size: Bytes(bytes), reach: family, client_rate: None, tried }
 }
 
-/// Of the volunteers the customer was sent to, those that have not been heard of since.
-fn silent_since<'a>(table: &'a RoutingTable, sent: &'a Sent) -> impl Iterator<Item = NodeId> + 'a {
+/// Of the volunteers the customer was sent to, those that should have been heard of since and were not.
+///
+/// Before a heartbeat is due nothing is known: most who ask again so soon fetch several parts at once.
+fn silent_since(
+    table: &RoutingTable,
+    sent: &Sent,
+    now: Moment,
+    heartbeat: Duration,
+) -> impl Iterator<Item = NodeId> {
     sent.iter().filter_map(move |&(node, at)| {
         let heard = table.route(node).and_then(|route| route.heard);
-        heard.is_none_or(|heard| heard <= at).then_some(node)
+        let due = now.since(at) > heartbeat;
+        (due && heard.is_none_or(|heard| heard <= at)).then_some(node)
     })
 }
 
@@ -279,6 +289,19 @@ const RANGES_MAX: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::testing;
+
+    #[test]
+    fn a_volunteer_is_silent_when_a_heartbeat_was_due_and_did_not_come() {
+        let at = Moment::from_secs_f64;
+        let table = testing::table([(1, at(9.0)), (2, at(11.5))]);
+        let sent = vec![(NodeId(1), at(10.0)), (NodeId(2), at(10.0)), (NodeId(3), at(10.0))];
+        let silent = |now| -> Vec<u32> {
+            silent_since(&table, &sent, now, Duration::from_secs(1)).map(|node| node.0).collect()
+        };
+        assert!(silent(at(10.9)).is_empty());
+        assert_eq!(silent(at(12.0)), [1, 3]);
+    }
 
     #[test]
     fn ranges_are_estimated() {

@@ -51,6 +51,8 @@ pub struct FrontDoorOptions {
     pub ticket_lifetime: Duration,
     /// How long a customer who asks again for the same file is not sent to the same volunteer again.
     pub avoid_window: Duration,
+    /// Between two heartbeats of a volunteer.
+    pub heartbeat: Duration,
     /// Other volunteers named in `Link` fields of a redirect, at most.
     pub duplicates: usize,
     /// Whether directories are listed.

@@ -1,0 +1,49 @@
+//! What volunteers fetch from the origin.
+
+use freshet_api::{Checksums, NodeId, SyncKey, SyncToken};
+use reqwest::StatusCode;
+
+use crate::stage::{BIG, Stage, content};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_the_last_heartbeat_opens_every_blob() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let reply = south.beat().await;
+    assert_eq!(reply.origin_sync_url, stage.control().addresses().sync_url);
+    let manifest = south.manifest().await;
+    assert_eq!((manifest.sequence, manifest.base), (reply.manifest_sequence, None));
+    assert_eq!((manifest.files.len(), manifest.links.len()), (4, 1));
+    for file in &manifest.files {
+        let url = format!("{}/blob/{}", reply.origin_sync_url, file.checksums.blake3);
+        let answer = stage.customer().get(&url).bearer_auth(&reply.sync_token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{}", file.path);
+        assert_eq!(Checksums::of(&answer.bytes().await.unwrap()), file.checksums);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_other_token_opens_anything() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let reply = south.beat().await;
+    let sums = Checksums::of(&content(BIG, 300_000));
+    let url = format!("{}/blob/{}", reply.origin_sync_url, sums.blake3);
+    let forged = SyncToken { node: NodeId(1), expires: u32::MAX }.seal(&SyncKey([0; 32]));
+    for token in ["", "x", forged.as_str(), &reply.sync_token[1..]] {
+        let answer = stage.customer().get(&url).bearer_auth(token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{token:?}");
+    }
+    assert_eq!(stage.customer().get(&url).send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    let unknown = format!("{}/blob/{}", reply.origin_sync_url, "0".repeat(64));
+    let answer = stage.customer().get(&unknown).bearer_auth(&reply.sync_token).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    // The front door opens no blobs, and the sync port no paths.
+    assert_eq!(stage.get(&format!("blob/{}", sums.blake3)).await.status(), StatusCode::NOT_FOUND);
+    let path = format!("{}/{BIG}", reply.origin_sync_url);
+    let answer = stage.customer().get(&path).bearer_auth(&reply.sync_token).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    let _: serde_json::Value = stage.operator().ok(reqwest::Method::DELETE, "admin/nodes/south", &()).await;
+    let answer = stage.customer().get(&url).bearer_auth(&reply.sync_token).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "its volunteer was removed");
+}
