@@ -3,6 +3,7 @@
 //! From it a volunteer that knows an earlier state gets the difference instead of everything. No I/O here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use freshet_api::FileId;
 use freshet_api::manifest::{Manifest, ManifestLink, RepoPath};
@@ -13,7 +14,7 @@ use super::snapshot::Snapshot;
 /// The steps up to the present state, oldest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
-    steps: VecDeque<Step>,
+    steps: VecDeque<Arc<Step>>,
     changes: usize,
 }
 
@@ -50,7 +51,7 @@ impl History {
             self.changes = 0;
         }
         self.changes += step.changes();
-        self.steps.push_back(step);
+        self.steps.push_back(Arc::new(step));
         while self.steps.len() > STEPS_MAX || self.changes > CHANGES_MAX {
             let Some(oldest) = self.steps.pop_front() else { break };
             self.changes -= oldest.changes();

@@ -3,16 +3,26 @@
 //! It never writes into the repository, never serves a byte, and is read without a lock.
 // No module of the catalogue follows a symbolic link on disk; links are followed in the catalogue alone.
 
+mod bell;
 mod entry;
 mod glob;
+mod hashing;
 mod history;
 mod index;
+mod keeper;
+mod left_out;
+mod looking;
 pub mod metadata;
+mod publishing;
 mod snapshot;
+mod store;
+mod tree;
+mod watching;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -20,17 +30,24 @@ use freshet_api::admin::CatalogView;
 use freshet_api::manifest::Manifest;
 use tokio::sync::watch;
 
+use self::bell::Bell;
+use self::hashing::Desk;
 use self::history::History;
+use self::keeper::Keeper;
+use self::store::Store;
 
 pub use self::entry::FileEntry;
 pub use self::glob::{Glob, GlobError};
 pub use self::metadata::Patterns;
 pub use self::snapshot::{ItemKind, LINK_HOPS_MAX, ListItem, Snapshot};
+pub use self::store::StoreError;
 
 /// The catalogue of one directory tree; shared by everything in control that asks about files.
 #[derive(Debug)]
 pub struct Catalog {
     shared: Arc<Shared>,
+    desk: Arc<Desk>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// How a catalogue is kept.
@@ -73,15 +90,37 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`]: the database cannot be used, or there is neither a repository nor anything known of it.
     pub fn open(options: CatalogOptions) -> Result<Arc<Self>, CatalogError> {
-        let _ = options;
-        let shared = Shared {
-            snapshot: ArcSwap::from_pointee(Snapshot::empty(0)),
-            history: Mutex::default(),
-            sequence: watch::Sender::new(0),
+        check_places(&options)?;
+        let store = Store::open(&options.database)?;
+        let now_ms = u64::try_from(keeper::since_epoch().as_millis()).unwrap_or(u64::MAX);
+        let mut loaded = store.load(&options.patterns, now_ms)?;
+        if loaded.snapshot.is_empty()
+            && let Err(error) = tree::Tree::open(&options.repo)
+        {
+            return Err(CatalogError::Repository { path: options.repo, error });
+        }
+        let bell = Arc::new(Bell::default());
+        let snapshot = std::mem::replace(&mut loaded.snapshot, Snapshot::empty(0));
+        let shared = Arc::new(Shared {
+            sequence: watch::Sender::new(snapshot.sequence()),
+            snapshot: ArcSwap::from_pointee(snapshot),
+            history: Mutex::new(std::mem::take(&mut loaded.history)),
             scanned: watch::Sender::new(false),
-            hashed_files: AtomicU64::new(0),
-        };
-        Ok(Arc::new(Self { shared: Arc::new(shared) }))
+            left_out: Mutex::default(),
+            pending: AtomicU64::new(0),
+            walk_asked: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            bell: Arc::clone(&bell),
+        });
+        let desk = Desk::new(bell);
+        let mut threads = desk.hire(options.hash_threads).map_err(CatalogError::Thread)?;
+        let keeper = Keeper::new(options, Arc::clone(&shared), Arc::clone(&desk), store, loaded);
+        let keeper = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || keeper.run());
+        let catalog = Self { shared, desk, threads: Mutex::default() };
+        // If the keeper could not be started, dropping the catalogue ends the hash threads.
+        keeper.map(|keeper| threads.push(keeper)).map_err(CatalogError::Thread)?;
+        *catalog.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(Arc::new(catalog))
     }
 
     /// The present state; lock-free, valid for as long as the guard is held.
@@ -91,7 +130,7 @@ impl Catalog {
 
     /// What changed since the state `base`, or everything when `base` is `None`, unknown or too long ago.
     pub fn manifest_since(&self, base: Option<u64>) -> Manifest {
-        let history = self.shared.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let history = self.shared.lock_history();
         let now = self.shared.snapshot.load_full();
         let diff = base.and_then(|base| history.since(base, &now));
         drop(history);
@@ -122,30 +161,72 @@ impl Catalog {
             bytes: now.bytes(),
             contents: now.contents(),
             links: now.links().len() as u64,
-            left_out: Vec::new(),
-            pending: 0,
+            left_out: self.shared.lock_left_out().clone(),
+            pending: self.shared.pending.load(Ordering::Relaxed),
         }
     }
 
-    /// Files read and hashed since the start.
+    /// Files read and hashed since the start; stays 0 over a restart in which nothing changed.
     pub fn hashed_files(&self) -> u64 {
-        self.shared.hashed_files.load(Ordering::Relaxed)
+        self.desk.hashed_files()
+    }
+
+    /// Bytes read and hashed since the start.
+    pub fn hashed_bytes(&self) -> u64 {
+        self.desk.hashed_bytes()
     }
 
     /// Asks for a walk over everything now.
-    pub fn rescan(&self) {}
+    pub fn rescan(&self) {
+        self.shared.walk_asked.store(true, Ordering::Relaxed);
+        self.shared.bell.ring();
+    }
 
-    /// Ends the threads; the last state stays readable. Dropping the catalogue does the same.
-    pub fn stop(&self) {}
+    /// Ends the threads and closes the database; the last state stays readable. Dropping the catalogue does the same.
+    ///
+    /// Waits for what is being written, at most about a second.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.desk.stop();
+        self.shared.bell.ring();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the catalogue had panicked");
+            }
+        }
+    }
 }
 
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the keeper shows to everybody.
 #[derive(Debug)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
+    /// Leads to the snapshot: both are exchanged under this lock.
     history: Mutex<History>,
     sequence: watch::Sender<u64>,
     scanned: watch::Sender<bool>,
-    hashed_files: AtomicU64,
+    left_out: Mutex<Vec<String>>,
+    pending: AtomicU64,
+    walk_asked: AtomicBool,
+    stopping: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+impl Shared {
+    fn lock_history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_left_out(&self) -> MutexGuard<'_, Vec<String>> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a catalogue cannot be opened.
@@ -165,4 +246,24 @@ pub enum CatalogError {
         /// The database.
         path: PathBuf,
     },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No thread can be started.
+    #[error("the catalogue's threads cannot be started: {0}")]
+    Thread(std::io::Error),
 }
+
+fn check_places(options: &CatalogOptions) -> Result<(), CatalogError> {
+    let directory = options.database.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new(".")).canonicalize();
+    match (directory, options.repo.canonicalize()) {
+        (Ok(directory), Ok(repo)) if directory.starts_with(&repo) => {
+            Err(CatalogError::DatabaseInRepository { path: options.database.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
