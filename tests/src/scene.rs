@@ -25,11 +25,13 @@ pub struct SceneOptions {
     pub volunteer_rate: Rate,
     /// Adds `large/generated.bin` of so many bytes to the repository: more than the sockets' buffers swallow.
     pub large_bytes: Option<usize>,
+    /// For how long a ticket is good, in seconds.
+    pub ticket_secs: u32,
 }
 
 impl Default for SceneOptions {
     fn default() -> SceneOptions {
-        SceneOptions { volunteers: 2, volunteer_rate: Rate::mbit(400), large_bytes: None }
+        SceneOptions { volunteers: 2, volunteer_rate: Rate::mbit(400), large_bytes: None, ticket_secs: 900 }
     }
 }
 
@@ -83,7 +85,10 @@ impl Scene {
         let customer = testbed.host("customer", &Link::new())?;
         let states = directory.path().join("states");
         fs::create_dir(&states)?;
-        let cluster = Cluster::start(&testbed, &programs, &repository.root, &states, &Link::new(), BRISK)?;
+        let ticket_secs = options.ticket_secs.to_string();
+        let arguments = [BRISK, &["--ticket-secs", &ticket_secs]].concat();
+        let cluster =
+            Cluster::start(&testbed, &programs, &repository.root, &states, &Link::new(), &arguments)?;
         Ok(Scene { cluster, customer, repository, testbed, directory })
     }
 
@@ -246,7 +251,6 @@ pub const LARGE: &str = "large/generated.bin";
 /// What stands in a file beside the repository, and must never be served.
 pub const SECRET: &str = "this stands outside of the repository";
 /// As control is by default, only that it notices sooner what changes: a test has no minutes.
-const BRISK: &[&str] =
-    &["--heartbeat-ms", "200", "--quiet-ms", "200", "--changed-window-secs", "2", "--ticket-secs", "20"];
+const BRISK: &[&str] = &["--heartbeat-ms", "200", "--quiet-ms", "200", "--changed-window-secs", "2"];
 /// Below this size an origin serves files itself, unless it is told otherwise.
 const DIRECT_BELOW_BYTES: u64 = 64 * 1024;

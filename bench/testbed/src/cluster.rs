@@ -311,7 +311,10 @@ impl Cluster {
     ///
     /// What `ctl` fails with.
     pub fn mirrors(&self) -> Result<Vec<Mirror>, Error> {
-        let sequence = self.ctl(&["status"])?["catalog"]["sequence"].as_u64().unwrap_or(u64::MAX);
+        let catalog = &self.ctl(&["status"])?["catalog"];
+        // Right after its start control publishes nothing yet: what it has then is not what is wanted.
+        let whole = catalog["pending"].as_u64() == Some(0) && catalog["files"].as_u64() > Some(0);
+        let sequence = catalog["sequence"].as_u64().filter(|_| whole);
         let nodes = self.ctl(&["node", "list"])?;
         let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
         Ok(nodes.iter().map(|node| Mirror::read(node, sequence)).collect())
@@ -334,14 +337,14 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    fn read(node: &Value, sequence: u64) -> Mirror {
+    fn read(node: &Value, sequence: Option<u64>) -> Mirror {
         let sync = &node["sync"];
         Mirror {
             name: node["name"].as_str().unwrap_or_default().to_owned(),
             state: node["state"].as_str().unwrap_or_default().to_owned(),
             held_bytes: sync["bytes_held"].as_u64().unwrap_or_default(),
             missing_bytes: sync["bytes_missing"].as_u64().unwrap_or_default(),
-            current: sequence > 0 && sync["complete"].as_u64() == Some(sequence),
+            current: sequence.is_some() && sync["complete"].as_u64() == sequence,
         }
     }
 

@@ -11,7 +11,13 @@ const LARGE_BYTES: usize = 40_000_000;
 
 fn scene(volunteers: usize) -> Scene {
     let volunteer_rate = Rate::mbit(800);
-    Scene::start(&SceneOptions { volunteers, volunteer_rate, large_bytes: Some(LARGE_BYTES) }).unwrap()
+    Scene::start(&SceneOptions {
+        volunteers,
+        volunteer_rate,
+        large_bytes: Some(LARGE_BYTES),
+        ..SceneOptions::default()
+    })
+    .unwrap()
 }
 
 /// A download that takes a few seconds, in the background.

@@ -9,4 +9,5 @@ mod change;
 mod customers;
 mod hostile;
 mod losses;
+mod standalone;
 mod tickets;

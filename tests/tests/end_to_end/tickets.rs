@@ -1,6 +1,6 @@
 //! A ticket opens one file on one volunteer for a while, and nothing else.
 
-use freshet_tests::{Answer, Scene, SceneOptions};
+use freshet_tests::{Answer, Scene, SceneOptions, raw_request};
 
 /// A redirect taken apart: who, and the path with the ticket behind `?t=`.
 struct Redirect {
@@ -67,6 +67,30 @@ fn an_altered_or_foreign_ticket_is_refused_and_counted() {
     assert!(count("tickets_missing") > before.2);
     // The good one still opens what it is for.
     assert_eq!(Answer::get(&scene.customer, volunteer, &good).unwrap().status, 200);
+}
+
+#[test]
+fn an_expired_ticket_is_refused_and_counted() {
+    let scene =
+        Scene::start(&SceneOptions { volunteers: 1, ticket_secs: 10, ..SceneOptions::default() }).unwrap();
+    let file = scene.large_files().unwrap().pop().unwrap();
+    let Redirect { volunteer, path, ticket } = redirect(&scene, &file.path);
+    let target = format!("{path}?t={ticket}");
+    let head =
+        format!("HEAD {target} HTTP/1.1\r\nHost: {volunteer}\r\nConnection: close\r\n\r\n").into_bytes();
+    let status = || Ok(raw_request(&scene.customer, volunteer, head.clone())?.status);
+    assert_eq!(status().unwrap_or_else(|error: anyhow::Error| panic!("{error}")), 200);
+    scene.wait("the ticket to expire", || Ok(status()? == 403)).unwrap();
+    let answer = Answer::get(&scene.customer, volunteer, &target).unwrap();
+    assert_eq!(answer.status, 403);
+    assert!(answer.text().contains("expired"), "{}", answer.text());
+    scene
+        .wait("the refusals to be counted", || Ok(scene.volunteers_count("/delivery/tickets_expired")? >= 2))
+        .unwrap();
+    // Another ticket is to be had for the asking.
+    let again = redirect(&scene, &file.path);
+    let target = format!("{}?t={}", again.path, again.ticket);
+    assert_eq!(Answer::get(&scene.customer, again.volunteer, &target).unwrap().status, 200);
 }
 
 #[test]
