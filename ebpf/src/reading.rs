@@ -170,7 +170,8 @@ impl fmt::Display for Source {
 pub enum Attachment {
     /// TCX links, Linux 6.6 or later: they detach by themselves when nothing holds them.
     Tcx,
-    /// Filters of the clsact qdisc, Linux 4.5 or later: they stay until removed.
+    /// Filters of the clsact qdisc, Linux 4.5 or later: they stay until removed. One daemon can count an interface this
+    /// way; a second one there would take its place.
     Clsact,
 }
 

@@ -1,5 +1,6 @@
 //! Restarts, crashes, devices that go and come back, and leaving nothing behind.
 //! The daemon under test is this test program started again, so that it can be killed.
+#![allow(clippy::unwrap_used)] // a test fails by panicking
 
 mod lab;
 

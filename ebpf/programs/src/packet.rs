@@ -68,7 +68,11 @@ fn behind_ipv4(ctx: &TcContext, network: usize) -> Option<Transport> {
     if !has_ports(next) || later_fragment {
         return None;
     }
-    let ports = if length == 20 { [head[20], head[21], head[22], head[23]] } else { ctx.load(network + length).ok()? };
+    let ports = if length == 20 {
+        [head[20], head[21], head[22], head[23]]
+    } else {
+        ctx.load(network + length).ok()?
+    };
     Some(Transport::new(next, network + length, ports))
 }
 

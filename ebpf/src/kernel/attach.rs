@@ -75,7 +75,7 @@ pub(super) fn attach(
         match place.attachment {
             Attachment::Tcx => attach_tcx(program, place, direction, directory.as_deref())?,
             Attachment::Clsact => {
-                attach_clsact(program, place.name, direction, pins.is_some()).map_err(failed)?
+                attach_clsact(program, place.name, direction, pins.is_some()).map_err(failed)?;
             }
         }
     }

@@ -31,7 +31,7 @@ use pins::PinDirectory;
 use ports::Ports;
 
 pub use capabilities::drop_capabilities;
-pub use cost::{RunCost, test_run_cost};
+pub use cost::{ROUNDS, RunCost, test_run_cost};
 pub use pins::{Cleaned, cleanup};
 
 /// Why classifiers can't be used, or not any more.

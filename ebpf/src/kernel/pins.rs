@@ -128,7 +128,7 @@ pub struct Cleaned {
 }
 
 /// Removes everything of ours: what is pinned below `pin`, and our filters on every interface of this network
-/// namespace. Counters that were pinned are lost. The clsact qdisc itself stays, for it may be someone else's; without
+/// namespace, also those of a running daemon that attached by [`crate::Attachment::Clsact`]. Pinned counters are lost. The clsact qdisc itself stays, for it may be someone else's; without
 /// filters it does nothing.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Two network namespaces with a cable between them, and a bpffs: what the tests of the classifiers run on.
-//! It removes what it made, also what a crashed run before left under the same name.
+//! It removes what it made, also what a crashed run before left.
 #![allow(dead_code)] // each test uses a part of it
 
 pub(crate) mod frames;
@@ -42,9 +42,9 @@ impl Lab {
             skip(test, "network namespaces and classifiers need root");
             return None;
         }
-        let names = ["h", "p"].map(|end| format!("fr-{}-{end}", &test[..test.len().min(24)]));
+        remove_orphans();
+        let names = ["h", "p"].map(|end| format!("fr-{test}-{}-{end}", std::process::id()));
         for name in &names {
-            let _ = Command::new("ip").args(["netns", "del", name]).output();
             ip(&["netns", "add", name]);
         }
         let bpffs = tempfile::tempdir().unwrap();
@@ -180,6 +180,21 @@ impl Drop for Lab {
             let _ = Command::new("ip").args(["netns", "del", name]).output();
         }
         let _ = Command::new("umount").arg(self.bpffs.path()).output();
+    }
+}
+
+/// Namespaces of runs that were killed; their names end in the process and the end of the cable.
+fn remove_orphans() {
+    let Ok(all) = fs::read_dir("/run/netns") else { return };
+    for name in all.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        let mut parts = name.rsplit('-');
+        let ours = name.starts_with("fr-") && matches!(parts.next(), Some("h" | "p"));
+        if let Some(process) = parts.next().filter(|_| ours)
+            && process.parse::<u32>().is_ok()
+            && !std::path::Path::new("/proc").join(process).exists()
+        {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        }
     }
 }
 
