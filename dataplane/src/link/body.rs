@@ -44,13 +44,12 @@ impl Body {
     /// [`LinkError::TimedOut`], or [`LinkError::Protocol`] when it was cut off.
     pub async fn next(&mut self) -> Result<Option<Bytes>, LinkError> {
         loop {
-            let frame = timeout(self.read_timeout, self.incoming.frame()).await.map_err(|_| {
-                LinkError::TimedOut {
+            let frame =
+                timeout(self.read_timeout, self.incoming.frame()).await.map_err(|_| LinkError::TimedOut {
                     place: self.place.to_string(),
                     what: "more of the body",
                     waited: self.read_timeout,
-                }
-            })?;
+                })?;
             match frame {
                 None => {
                     self.keep();

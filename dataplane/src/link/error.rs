@@ -23,7 +23,9 @@ pub enum LinkError {
         url: String,
     },
     /// `https` without a certificate to expect.
-    #[error("{place}: https needs the fingerprint of the server's certificate; join with control's join string")]
+    #[error(
+        "{place}: https needs the fingerprint of the server's certificate; join with control's join string"
+    )]
     NoPin {
         /// Where to.
         place: String,

@@ -62,8 +62,8 @@ pub(super) async fn connect(place: &Place, options: &DialerOptions) -> Result<St
     }
     let stream = connected.ok_or_else(|| LinkError::Connect { place: place.to_string(), source: last })?;
     let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
-    let name = ServerName::try_from(place.host.clone())
-        .map_err(|_| LinkError::BadUrl { url: place.to_string() })?;
+    let name =
+        ServerName::try_from(place.host.clone()).map_err(|_| LinkError::BadUrl { url: place.to_string() })?;
     match timeout(options.connect_timeout, tls.connect(name, stream)).await {
         Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(source)) => Err(LinkError::Tls { place: place.to_string(), source }),
@@ -84,7 +84,6 @@ async fn connect_to(address: SocketAddr, options: &DialerOptions) -> io::Result<
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
     Metered::new(stream, options)
 }
-
 
 fn timed_out(place: &Place, what: &'static str, options: &DialerOptions) -> LinkError {
     LinkError::TimedOut { place: place.to_string(), what, waited: options.connect_timeout }

@@ -118,7 +118,12 @@ impl BlobStore {
     }
 
     /// A partial file that was received and verified whole, ready for [`BlobStore::install`].
-    pub(super) fn whole_partial(&self, content: &ContentHash, file: File, mtime: i64) -> Result<Aside, MirrorError> {
+    pub(super) fn whole_partial(
+        &self,
+        content: &ContentHash,
+        file: File,
+        mtime: i64,
+    ) -> Result<Aside, MirrorError> {
         finish(&file, mtime).map_err(|source| MirrorError::Disk {
             doing: "finish",
             path: self.partial_path.join(content.to_hex()),
@@ -159,7 +164,12 @@ impl BlobStore {
     }
 
     /// Links a scratch file into another directory and removes the link again: whether that works at all.
-    pub(super) fn try_link_into(&self, aside: &Aside, to: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+    pub(super) fn try_link_into(
+        &self,
+        aside: &Aside,
+        to: BorrowedFd<'_>,
+        name: &str,
+    ) -> rustix::io::Result<()> {
         let Place::Scratch(from) = &aside.place else { return Ok(()) };
         rustix::fs::linkat(&self.scratch, from.as_str(), to, name, AtFlags::empty())?;
         rustix::fs::unlinkat(to, name, AtFlags::empty())
@@ -180,7 +190,12 @@ impl BlobStore {
 
     /// Gives a blob another modification time.
     pub(super) fn set_mtime(&self, content: &ContentHash, mtime: i64) -> io::Result<()> {
-        Ok(rustix::fs::utimensat(&self.blobs, &*blob_name(content), &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(rustix::fs::utimensat(
+            &self.blobs,
+            &*blob_name(content),
+            &times(mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
     }
 
     /// Takes the right to write from everybody, so that a tree's file is not changed in place.
@@ -213,13 +228,17 @@ impl BlobStore {
             let directory = rustix::fs::openat(&self.blobs, shard.as_str(), DIRECTORY, Mode::empty())
                 .map_err(MirrorError::disk("open", &path))?;
             let names = names(&directory).map_err(MirrorError::disk("list", &path))?;
-            found.extend(names.iter().filter_map(|name| format!("{shard}{name}").parse::<ContentHash>().ok()));
+            found
+                .extend(names.iter().filter_map(|name| format!("{shard}{name}").parse::<ContentHash>().ok()));
         }
         Ok(found)
     }
 
     /// Opens (or makes) the partial file of a content, alone.
-    pub(super) fn open_partial(self: &std::sync::Arc<Self>, content: &ContentHash) -> Result<Partial, MirrorError> {
+    pub(super) fn open_partial(
+        self: &std::sync::Arc<Self>,
+        content: &ContentHash,
+    ) -> Result<Partial, MirrorError> {
         if !self.receiving().insert(*content) {
             return Err(MirrorError::Busy { content: *content });
         }

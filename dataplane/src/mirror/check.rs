@@ -152,7 +152,8 @@ impl Mirror {
         };
         let mut writer = self.writer();
         writer.tree.forget();
-        let right = hashed.is_some_and(|(hash, size, _)| hash == content && writer.state.has_size(&content, size));
+        let right =
+            hashed.is_some_and(|(hash, size, _)| hash == content && writer.state.has_size(&content, size));
         let now_on_disk = self.store.stamp(&content)?;
         if let (true, Some((found, _)), Some((_, _, hashed_as))) = (right, now_on_disk, hashed)
             && found == hashed_as

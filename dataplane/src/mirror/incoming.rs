@@ -200,10 +200,12 @@ impl Incoming {
         let (bytes, at, partial) = (std::mem::take(buffer), *written, Arc::clone(partial));
         *written += bytes.len() as u64;
         *buffer = blocking(move || {
-            let write = || -> io::Result<()> {
-                partial.file.write_all_at(&bytes, at)
-            };
-            write().map_err(|source| MirrorError::Disk { doing: "write", path: partial.path.clone(), source })?;
+            let write = || -> io::Result<()> { partial.file.write_all_at(&bytes, at) };
+            write().map_err(|source| MirrorError::Disk {
+                doing: "write",
+                path: partial.path.clone(),
+                source,
+            })?;
             let mut buffer = bytes;
             buffer.clear();
             Ok(buffer)

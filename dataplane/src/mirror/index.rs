@@ -8,7 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use freshet_api::ContentHash;
 use freshet_api::manifest::RepoPath;
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition,
+};
 
 use super::MirrorError;
 use super::state::{Dirty, LinkState, RowNumber, Stamp, State, StoredRow};

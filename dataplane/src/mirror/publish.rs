@@ -67,7 +67,8 @@ impl Mirror {
                 writer.state.arrived(*content, stamp);
             }
         }
-        let mut rows: Vec<RowNumber> = kept.iter().flat_map(|content| writer.state.ready_of(content)).collect();
+        let mut rows: Vec<RowNumber> =
+            kept.iter().flat_map(|content| writer.state.ready_of(content)).collect();
         sort_by_path(&writer, &mut rows);
         let placed = self.place(&mut writer, &rows, false);
         self.settle(&mut writer)?;
@@ -145,7 +146,8 @@ impl Mirror {
             self.store.remove(&content)?;
             writer.state.swept(&content);
         }
-        let keep: std::collections::HashSet<ContentHash> = writer.state.missing().into_iter().map(|want| want.content).collect();
+        let keep: std::collections::HashSet<ContentHash> =
+            writer.state.missing().into_iter().map(|want| want.content).collect();
         self.store.sweep_partials(&keep)?;
         writer.state.recount();
         self.settle(&mut writer)
@@ -171,7 +173,12 @@ impl Mirror {
     }
 
     /// Links rows into the tree. Without `force`, what is in the way stays for now, also if it is ours.
-    pub(super) fn place(&self, writer: &mut Writer, rows: &[RowNumber], force: bool) -> Result<Vec<Blocked>, MirrorError> {
+    pub(super) fn place(
+        &self,
+        writer: &mut Writer,
+        rows: &[RowNumber],
+        force: bool,
+    ) -> Result<Vec<Blocked>, MirrorError> {
         let mut blocked = Vec::new();
         let mut touched = Vec::new();
         let mut failed = None;
@@ -221,14 +228,23 @@ impl Mirror {
     }
 
     /// Clears a path for something new; `false` when what is there must stay.
-    fn make_way(&self, writer: &mut Writer, at: &str, found: FileType, force: bool) -> Result<bool, MirrorError> {
+    fn make_way(
+        &self,
+        writer: &mut Writer,
+        at: &str,
+        found: FileType,
+        force: bool,
+    ) -> Result<bool, MirrorError> {
         match found {
             FileType::Symlink => match writer.state.link(at) {
                 Some(link) if link.wanted.is_some() => Ok(false),
                 Some(link) if link.published.is_some() && !force => Ok(false),
                 Some(_) => self.remove_link(writer, at).map(|()| true),
                 None => {
-                    tracing::warn!(path = at, "a symbolic link that is not the mirror's gives way to a directory");
+                    tracing::warn!(
+                        path = at,
+                        "a symbolic link that is not the mirror's gives way to a directory"
+                    );
                     writer.tree.remove(at)?;
                     Ok(true)
                 }

@@ -32,7 +32,8 @@ impl Report {
         };
         let added = step(&self.acknowledged, &self.held);
         let removed = step(&self.held, &self.acknowledged);
-        let digest = added.iter().chain(&removed).fold(self.acknowledged_digest, |d, &f| d ^ holdings_digest(f));
+        let digest =
+            added.iter().chain(&removed).fold(self.acknowledged_digest, |d, &f| d ^ holdings_digest(f));
         let count = self.acknowledged.len() + added.len() as u64 - removed.len() as u64;
         HoldingsDelta { added, removed, count, digest }
     }

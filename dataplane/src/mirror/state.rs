@@ -253,7 +253,8 @@ impl State {
     fn want(&mut self, file: &ManifestFile, now: i64) {
         let state = self.paths.entry(file.path.clone()).or_default();
         let candidates = [state.wanted, state.published];
-        let known = candidates.into_iter().flatten().find(|number| same_version(&self.rows[number].row.file, file));
+        let known =
+            candidates.into_iter().flatten().find(|number| same_version(&self.rows[number].row.file, file));
         if let Some(old) = state.wanted
             && known != Some(old)
         {
@@ -646,7 +647,9 @@ impl State {
     }
 
     pub(super) fn trusted(&self, content: &ContentHash) -> bool {
-        self.blobs.get(content).is_some_and(|slot| slot.stamp.is_some() && slot.blob.trusted.load(Ordering::Acquire))
+        self.blobs
+            .get(content)
+            .is_some_and(|slot| slot.stamp.is_some() && slot.blob.trusted.load(Ordering::Acquire))
     }
 
     /// All rows of a content that are in the tree.
@@ -658,7 +661,8 @@ impl State {
     /// Contents that nothing has wanted or shown since `before` (seconds since the epoch).
     pub(super) fn unused_since(&self, before: i64) -> Vec<ContentHash> {
         let unused = |number: &RowNumber| self.rows[number].retired.is_some_and(|retired| retired <= before);
-        let all_unused = |(content, slot): (&ContentHash, &BlobState)| slot.rows.iter().all(unused).then_some(*content);
+        let all_unused =
+            |(content, slot): (&ContentHash, &BlobState)| slot.rows.iter().all(unused).then_some(*content);
         self.blobs.iter().filter_map(all_unused).collect()
     }
 

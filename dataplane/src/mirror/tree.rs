@@ -24,7 +24,10 @@ pub(super) struct Tree {
 /// Why a path could not be put in place.
 pub(super) enum PlaceError {
     /// Something else stands at `at`, which is the path or a directory that it needs.
-    Blocked { at: String, found: FileType },
+    Blocked {
+        at: String,
+        found: FileType,
+    },
     Other(MirrorError),
 }
 
@@ -41,7 +44,8 @@ impl Tree {
             path: path.to_owned(),
             source,
         })?;
-        let root = rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(MirrorError::disk("open", path))?;
+        let root =
+            rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(MirrorError::disk("open", path))?;
         Ok(Self { path: path.to_owned(), root, recent: None })
     }
 
@@ -61,7 +65,8 @@ impl Tree {
     /// Puts a hard link to a blob at `path`, in place of any non-directory that is there.
     pub(super) fn place_blob(&mut self, store: &BlobStore, blob: &str, path: &str) -> Result<(), PlaceError> {
         let error = self.failed("link", path);
-        let expected = rustix::fs::statat(store.directory(), blob, AtFlags::SYMLINK_NOFOLLOW).map_err(&error)?;
+        let expected =
+            rustix::fs::statat(store.directory(), blob, AtFlags::SYMLINK_NOFOLLOW).map_err(&error)?;
         let (parent, name) = self.parent(path, true)?;
         let parent = parent.ok_or_else(|| error(Errno::NOENT))?;
         match rustix::fs::linkat(store.directory(), blob, parent, name, AtFlags::empty()) {
@@ -80,20 +85,25 @@ impl Tree {
             }
         }
         let scratch = store.scratch_name();
-        let placed = match rustix::fs::linkat(store.directory(), blob, store.scratch(), &*scratch, AtFlags::empty()) {
-            // Some filesystems bound the links of an inode (ext4: 65,000); the tree gets a copy then.
-            Err(Errno::MLINK) => copy(store, blob, &scratch, &expected),
-            other => other,
-        };
         let placed =
-            placed.and_then(|()| rustix::fs::renameat(store.scratch(), &*scratch, parent, name));
+            match rustix::fs::linkat(store.directory(), blob, store.scratch(), &*scratch, AtFlags::empty()) {
+                // Some filesystems bound the links of an inode (ext4: 65,000); the tree gets a copy then.
+                Err(Errno::MLINK) => copy(store, blob, &scratch, &expected),
+                other => other,
+            };
+        let placed = placed.and_then(|()| rustix::fs::renameat(store.scratch(), &*scratch, parent, name));
         // Renaming onto a link to the same inode does nothing and leaves the old name.
         let _ = rustix::fs::unlinkat(store.scratch(), &*scratch, AtFlags::empty());
         placed.map_err(&error).map_err(Into::into)
     }
 
     /// Puts a symbolic link at `path`, in place of any non-directory that is there.
-    pub(super) fn place_symlink(&mut self, store: &BlobStore, target: &str, path: &str) -> Result<(), PlaceError> {
+    pub(super) fn place_symlink(
+        &mut self,
+        store: &BlobStore,
+        target: &str,
+        path: &str,
+    ) -> Result<(), PlaceError> {
         let error = self.failed("make the symbolic link", path);
         let (parent, name) = self.parent(path, true)?;
         let parent = parent.ok_or_else(|| error(Errno::NOENT))?;
@@ -103,7 +113,8 @@ impl Tree {
                 return Err(PlaceError::Blocked { at: path.to_owned(), found });
             }
             let same = found == FileType::Symlink
-                && rustix::fs::readlinkat(parent, name, Vec::new()).is_ok_and(|is| is.as_bytes() == target.as_bytes());
+                && rustix::fs::readlinkat(parent, name, Vec::new())
+                    .is_ok_and(|is| is.as_bytes() == target.as_bytes());
             if same {
                 return Ok(());
             }
@@ -186,8 +197,14 @@ impl Tree {
     }
 
     /// The directory of a path and the path's last segment; with `make`, the directory is made if need be.
-    fn parent<'a>(&mut self, path: &'a str, make: bool) -> Result<(Option<BorrowedFd<'_>>, &'a str), PlaceError> {
-        let Some((directory, name)) = path.rsplit_once('/') else { return Ok((Some(self.root.as_fd()), path)) };
+    fn parent<'a>(
+        &mut self,
+        path: &'a str,
+        make: bool,
+    ) -> Result<(Option<BorrowedFd<'_>>, &'a str), PlaceError> {
+        let Some((directory, name)) = path.rsplit_once('/') else {
+            return Ok((Some(self.root.as_fd()), path));
+        };
         if self.recent.as_ref().is_none_or(|(recent, _)| recent != directory) {
             self.recent = None;
             let opened = match beneath(&self.root, directory, PARENT) {
@@ -227,7 +244,8 @@ impl Tree {
                 Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     let found = look(from.as_fd(), segment).map_err(&error)?;
-                    let found = found.map_or(FileType::Unknown, |found| FileType::from_raw_mode(found.st_mode));
+                    let found =
+                        found.map_or(FileType::Unknown, |found| FileType::from_raw_mode(found.st_mode));
                     return Err(PlaceError::Blocked { at: directory[..end].to_owned(), found });
                 }
                 Err(errno) => return Err(error(errno).into()),
@@ -297,8 +315,7 @@ fn copy(store: &BlobStore, blob: &str, scratch: &str, expected: &Stat) -> rustix
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const PARENT: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const PARENT: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// How often a path is resolved again while others rename beneath it.
 const AGAIN_MAX: usize = 8;

@@ -3,6 +3,16 @@
 //! It decides when, from where, how many at a time and how often again; what a file on disk goes through is
 //! the [mirror](crate::mirror)'s. It never serves, and never publishes a byte that was not verified.
 
+mod backoff;
+mod commit;
+mod fetch;
+mod origin;
+mod queue;
+mod run;
 mod source;
+#[cfg(test)]
+mod tests;
 
-pub use source::{BlobSource, Blame, FetchError, ManifestSource, NoPacing, ReadPacer, Retry};
+pub use origin::{Origin, OriginEndpoint};
+pub use run::{SyncOptions, run};
+pub use source::{Blame, BlobSource, FetchError, ManifestSource, NoPacing, ReadPacer, Retry};

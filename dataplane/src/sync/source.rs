@@ -10,6 +10,9 @@ use crate::mirror::{Incoming, MirrorError, Want};
 
 /// Where contents come from: the origin, or a swarm of mirrors.
 pub trait BlobSource: Send + Sync + 'static {
+    /// Who it is, for messages and for blame.
+    fn name(&self) -> String;
+
     /// Fetches one content into `incoming`, from [`Incoming::received`] on, and leaves it there whole.
     ///
     /// What was received stays in `incoming` when this fails or is dropped half-way, and a later call
@@ -120,12 +123,12 @@ pub enum FetchError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// After a growing while; the whole source is in trouble, so that nothing else is asked of it either.
-    SourceLater {
-        /// What it asked for, if it did.
+    SourceLater,
+    /// After a growing while; other files are not concerned, unless several are answered so in a row.
+    FileLater {
+        /// What the other side asked for, if it did.
         at_least: Option<Duration>,
     },
-    /// After a growing while; other files are not concerned.
-    FileLater,
     /// When this host is in order again.
     LocalLater,
 }
@@ -155,10 +158,13 @@ impl FetchError {
     /// When a retry helps.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Busy { retry_after, .. } => Retry::SourceLater { at_least: *retry_after },
-            Self::Link(LinkError::TooLarge { .. }) => Retry::FileLater,
-            Self::Link(_) | Self::NoSource | Self::Denied { .. } => Retry::SourceLater { at_least: None },
-            Self::Gone { .. } | Self::Nonsense { .. } | Self::WrongContent { .. } => Retry::FileLater,
+            Self::Busy { retry_after, .. } => Retry::FileLater { at_least: *retry_after },
+            Self::Link(LinkError::TooLarge { .. }) => Retry::FileLater { at_least: None },
+            Self::Link(_) | Self::NoSource | Self::Denied { .. } => Retry::SourceLater,
+            Self::Gone { .. } | Self::Nonsense { .. } | Self::WrongContent { .. } => {
+                Retry::FileLater { at_least: None }
+            }
+            Self::Local(MirrorError::Busy { .. }) => Retry::FileLater { at_least: None },
             Self::Local(_) => Retry::LocalLater,
         }
     }

@@ -1,0 +1,109 @@
+//! One content from wanting it to handing it over for commit. It never decides whether to try again.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::source::{BlobSource, FetchError};
+use crate::mirror::{Arrived, Incoming, Mirror, MirrorError, ReceiveError, Want};
+
+/// A content that waits for its batch, with the memory it was given.
+pub(super) struct Delivery {
+    pub(super) arrived: Arrived,
+    memory: OwnedSemaphorePermit,
+}
+
+impl Delivery {
+    pub(super) fn split(self) -> (Arrived, OwnedSemaphorePermit) {
+        (self.arrived, self.memory)
+    }
+}
+
+/// What all fetches share.
+pub(super) struct Fetcher<B> {
+    pub(super) mirror: Arc<Mirror>,
+    pub(super) blobs: B,
+    /// Bytes of memory for contents on their way to the disk.
+    pub(super) memory: Arc<Semaphore>,
+    pub(super) deliveries: mpsc::Sender<Delivery>,
+}
+
+impl<B: BlobSource> Fetcher<B> {
+    /// Fetches a content, or takes it from the disk when it may be there (`local`).
+    pub(super) async fn fetch(&self, want: &Want, local: bool) -> Result<(), FetchError> {
+        let bytes = u32::try_from(want.size).unwrap_or(u32::MAX).clamp(1, FETCH_BYTES_MAX);
+        // The semaphore is never closed.
+        let Ok(memory) = Arc::clone(&self.memory).acquire_many_owned(bytes).await else {
+            return Err(FetchError::NoSource);
+        };
+        let arrived = match local {
+            true => self.take_local(want).await?,
+            false => None,
+        };
+        let arrived = match arrived {
+            Some(arrived) => arrived,
+            None => self.receive(want).await?,
+        };
+        // It fails only when the sync is being stopped: nobody waits for the outcome then.
+        let _ = self.deliveries.send(Delivery { arrived, memory }).await;
+        Ok(())
+    }
+
+    async fn take_local(&self, want: &Want) -> Result<Option<Arrived>, MirrorError> {
+        let (mirror, want) = (Arc::clone(&self.mirror), want.clone());
+        blocking(move || mirror.take_local(&want)).await
+    }
+
+    async fn receive(&self, want: &Want) -> Result<Arrived, FetchError> {
+        loop {
+            let mut incoming = self.open(want).await?;
+            let continued = incoming.received() > 0;
+            if incoming.received() < want.size {
+                let fetched = self.blobs.fetch(want, &mut incoming).await;
+                if let Err(error) = fetched {
+                    incoming.park().await?;
+                    return Err(error);
+                }
+            }
+            match incoming.finish().await {
+                Ok(arrived) => return Ok(arrived),
+                // The part that lay here may have been the wrong one; it is gone now.
+                Err(ReceiveError::Wrong { .. }) if continued => {}
+                Err(ReceiveError::Wrong { content }) => {
+                    let (from, path) = (self.blobs.name(), want.path.to_string());
+                    return Err(FetchError::WrongContent { from, path, content });
+                }
+                Err(ReceiveError::Mirror(error)) => return Err(error.into()),
+                Err(error) => {
+                    return Err(FetchError::Nonsense {
+                        from: self.blobs.name(),
+                        path: want.path.to_string(),
+                        expected: format!("{} bytes", want.size),
+                        found: error.to_string(),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn open(&self, want: &Want) -> Result<Incoming, MirrorError> {
+        let (mirror, want) = (Arc::clone(&self.mirror), want.clone());
+        blocking(move || mirror.receive(&want)).await
+    }
+}
+
+/// Runs a step of the mirror that waits for the disk where that disturbs nobody.
+pub(super) async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
+) -> Result<T, MirrorError> {
+    tokio::task::spawn_blocking(step).await.unwrap_or_else(|stopped| {
+        Err(MirrorError::Disk {
+            doing: "finish a step on",
+            path: "the mirror".into(),
+            source: std::io::Error::other(stopped),
+        })
+    })
+}
+
+/// Memory that one fetch is given at most: a large content passes through a buffer of this size.
+const FETCH_BYTES_MAX: u32 = 2 << 20;
