@@ -10,6 +10,8 @@ use freshet_engine::{Grant, Pacer};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{Pace, SharedPacer, Shares, TokenBucket};
 
+use crate::sync::ReadPacer;
+
 /// The pacers of one volunteer. Shared by all rings and by sync; never blocks.
 #[derive(Debug)]
 pub struct Budget {
@@ -37,13 +39,6 @@ impl Budget {
         self.receiving.set_rate(receiving.map(payload), now);
     }
 
-    /// `bytes` were read to keep the mirror current; nothing more is read before the returned time has passed.
-    pub fn after_read(&self, bytes: u64) -> Duration {
-        let now = self.moment(Instant::now());
-        self.receiving.charge(bytes, now);
-        self.receiving.owed(now)
-    }
-
     fn moment(&self, now: Instant) -> Moment {
         Moment::ZERO + now.saturating_duration_since(self.origin)
     }
@@ -59,6 +54,14 @@ impl Pacer for Budget {
             Pace::Bytes(bytes) => Grant::Bytes(bytes),
             Pace::Wait(wait) => Grant::Wait(wait.max(WAIT_MIN)),
         }
+    }
+}
+
+impl ReadPacer for Budget {
+    fn after_read(&self, bytes: u64) -> Duration {
+        let now = self.moment(Instant::now());
+        self.receiving.charge(bytes, now);
+        self.receiving.owed(now)
     }
 }
 

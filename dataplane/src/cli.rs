@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use freshet_api::BytesPerSec;
+use freshet_api::{BytesPerSec, JoinString};
 
 use crate::access_log::AccessLogTarget;
+use crate::config::{Interfaces, PublicUrl};
 use crate::exit::{EXIT_STATUS_HELP, Failure};
 use crate::limits::LimitOptions;
 use crate::logging::LogFormat;
+use crate::network::Network;
 
 /// Serves files at the speed of the network, by itself or as a volunteer of a Freshet origin
 #[derive(Debug, Parser)]
@@ -25,6 +27,12 @@ enum Verb {
     /// Serve a directory as a stand-alone static server
     #[command(after_help = EXIT_STATUS_HELP)]
     Serve(ServeOptions),
+    /// Make this host a volunteer, with the string that `ctl node add NAME` printed at the origin
+    #[command(after_help = EXIT_STATUS_HELP)]
+    Join(JoinOptions),
+    /// Run as a volunteer: keep the mirror current and serve the customers whom the front door sends
+    #[command(after_help = EXIT_STATUS_HELP)]
+    Run(RunOptions),
 }
 
 /// `dataplane serve`.
@@ -63,10 +71,104 @@ pub struct ServeOptions {
     pub limits: LimitOptions,
 }
 
+/// `dataplane join`.
+#[derive(Clone, Debug, Args)]
+pub struct JoinOptions {
+    /// What `ctl node add NAME` printed; works once
+    #[arg(value_name = "STRING")]
+    pub join: JoinString,
+
+    /// Directory for the credential, the configuration and the store; is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+
+    /// Written into a new configuration: where to serve customers; may be given more than once
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<SocketAddr>,
+
+    /// Written into a new configuration: what customers are sent to
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<PublicUrl>,
+
+    /// Written into a new configuration: where the mirror's tree is shown
+    #[arg(long, value_name = "DIR")]
+    pub tree: Option<PathBuf>,
+
+    /// Written into a new configuration: most that is sent, such as `200 Mbit/s`
+    #[arg(long, value_name = "RATE", value_parser = rate_text)]
+    pub donated_rate: Option<String>,
+}
+
+/// `dataplane run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    /// The configuration
+    #[arg(long, value_name = "FILE", required_unless_present = "state")]
+    pub config: Option<PathBuf>,
+
+    /// Directory that `dataplane join` made; its `dataplane.toml` is the configuration unless --config names another
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// Say what is wrong with the configuration, or print what is in force, and end
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// Where to serve customers, in place of `listen`; may be given more than once
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<SocketAddr>,
+
+    /// What customers are sent to, in place of `public_url`
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<PublicUrl>,
+
+    /// Where the mirror's tree is shown, in place of `tree`
+    #[arg(long, value_name = "DIR")]
+    pub tree: Option<PathBuf>,
+
+    /// Interfaces that are counted, in place of `interfaces`
+    #[arg(long, value_name = "auto|NAMES")]
+    pub interfaces: Option<Interfaces>,
+
+    /// Most that is sent, in place of `donated_rate`
+    #[arg(long, value_name = "RATE")]
+    pub donated_rate: Option<BytesPerSec>,
+
+    /// Most that is received, in place of `sync_rate`
+    #[arg(long, value_name = "RATE")]
+    pub sync_rate: Option<BytesPerSec>,
+
+    /// Network whose clients need no ticket, in place of `local_networks`; may be given more than once
+    #[arg(long, value_name = "NETWORK")]
+    pub local_network: Vec<Network>,
+
+    /// Threads that serve, in place of `rings`
+    #[arg(long, value_name = "N")]
+    pub rings: Option<usize>,
+
+    /// Where requests are recorded, in place of `log.access`
+    #[arg(long, value_name = "FILE|-|off")]
+    pub access_log: Option<AccessLogTarget>,
+
+    /// How the daemon's own log lines look, in place of `log.format`
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Seconds that a stop waits for transfers to end, in place of `grace_secs`
+    #[arg(long, value_name = "SECONDS")]
+    pub grace_secs: Option<u64>,
+
+    /// The engine's bounds.
+    #[command(flatten)]
+    pub limits: LimitOptions,
+}
+
 /// Reads the process's command line and does what it says.
 pub fn main() -> ExitCode {
     let outcome = match CommandLine::parse().verb {
         Verb::Serve(options) => crate::serve::serve(&options),
+        Verb::Join(options) => crate::join::join(&options),
+        Verb::Run(options) => crate::run::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,6 +179,15 @@ pub fn main() -> ExitCode {
 fn report(failure: &Failure) -> ExitCode {
     eprintln!("dataplane: {failure}");
     failure.exit_code()
+}
+
+/// Checks a rate but keeps it as it was typed: it goes into a file that people read.
+fn rate_text(text: &str) -> Result<String, String> {
+    match text.parse::<BytesPerSec>() {
+        Ok(rate) if rate >= crate::config::RATE_MIN => Ok(text.to_owned()),
+        Ok(_) => Err(format!("expected at least {}", crate::config::RATE_MIN)),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +206,9 @@ mod tests {
         for line in [
             "dataplane serve --root /srv",
             "dataplane serve --root /srv --listen nowhere",
+            "dataplane run",
+            "dataplane run --state s --rings many",
+            "dataplane join nonsense --state s",
             "dataplane serve --root /srv --listen 127.0.0.1:0 --rate fast",
         ] {
             assert!(CommandLine::try_parse_from(line.split(' ')).is_err(), "{line}");
@@ -104,7 +218,7 @@ mod tests {
     #[test]
     fn every_bound_stands_in_the_help() {
         let mut command = CommandLine::command();
-        for verb in ["serve"] {
+        for verb in ["serve", "run"] {
             let help = command.find_subcommand_mut(verb).unwrap().render_long_help().to_string();
             for bound in
                 ["--connections-max", "--head-timeout-secs", "--memory-cache-bytes-max", "Exit status"]

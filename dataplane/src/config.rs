@@ -18,7 +18,7 @@ use crate::logging::LogFormat;
 use crate::network::Network;
 
 /// `dataplane.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where customers are served; port 0 picks one. Empty means [`DEFAULT_LISTEN`].
@@ -34,6 +34,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Interfaces that are counted.
     pub interfaces: Interfaces,
+    /// Whether classifiers in the kernel (eBPF) count, where they may; else our own sockets' figures do.
+    pub classifiers: bool,
     /// Most that is sent, to customers and mirrors together, counted as bits on the wire; without it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donated_rate: Option<BytesPerSec>,
@@ -66,19 +68,45 @@ pub struct LogConfig {
     pub access: AccessLogTarget,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            public_url: None,
+            tree: None,
+            state: None,
+            interfaces: Interfaces::default(),
+            classifiers: true,
+            donated_rate: None,
+            sync_rate: None,
+            local_networks: Vec::new(),
+            rings: 0,
+            grace_secs: None,
+            limits: LimitOptions::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
 impl Config {
     /// Reads a file and checks what can be checked without the network; relative paths start at its directory.
     ///
+    /// `state` is in place of the state directory that the file names.
+    ///
     /// # Errors
     /// [`LoadError`], with the place.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
+    pub fn load(path: &Path, state: Option<&Path>) -> Result<Self, LoadError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
         let mut config: Self = freshet_api::config::parse(&text)
             .map_err(|source| LoadError::Parse { path: path.to_owned(), source })?;
         let directory =
             path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let state = config.state.take().map_or_else(|| directory.to_owned(), |state| directory.join(state));
+        let state = match (state, config.state.take()) {
+            (Some(state), _) => state.to_owned(),
+            (None, Some(state)) => directory.join(state),
+            (None, None) => directory.to_owned(),
+        };
         config.tree = Some(config.tree.take().map_or_else(|| state.join(TREE), |tree| directory.join(tree)));
         if let AccessLogTarget::File(file) = &mut config.log.access {
             *file = directory.join(&*file);
@@ -130,6 +158,16 @@ impl Config {
         if self.listen.is_empty() { vec![DEFAULT_LISTEN] } else { self.listen.clone() }
     }
 
+    /// Where credential and store are.
+    pub fn state_directory(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| PathBuf::from("."))
+    }
+
+    /// Where the mirror's tree is shown.
+    pub fn tree_directory(&self) -> PathBuf {
+        self.tree.clone().unwrap_or_else(|| self.state_directory().join(TREE))
+    }
+
     /// Most that sync receives.
     pub fn effective_sync_rate(&self) -> Option<BytesPerSec> {
         self.sync_rate.or(self.donated_rate)
@@ -155,6 +193,7 @@ impl Config {
             ("tree", self.tree != new.tree),
             ("state", self.state != new.state),
             ("interfaces", self.interfaces != new.interfaces),
+            ("classifiers", self.classifiers != new.classifiers),
             ("rings", self.rings != new.rings),
             ("limits", self.limits != new.limits),
             ("log.format", self.log.format != new.log.format),
@@ -419,6 +458,9 @@ const TEMPLATE_TAIL: &str = "\
 # Interfaces that are counted: \"auto\" for those with a default route, or names, also with * and ?.
 #interfaces = \"eth0,eth1\"
 
+# Whether classifiers in the kernel (eBPF) count, where they may; else the kernel's figures of our own sockets do.
+#classifiers = true
+
 # Threads that serve, each with a ring; 0 means one per core.
 #rings = 0
 
@@ -446,7 +488,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE_NAME);
         std::fs::write(&path, text).unwrap();
-        Config::load(&path)
+        Config::load(&path, None)
     }
 
     #[test]
@@ -495,7 +537,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.toml");
         std::fs::write(&path, "state = 'state'\n[log]\naccess = 'logs/a'").unwrap();
-        let config = Config::load(&path).unwrap();
+        let config = Config::load(&path, None).unwrap();
         assert_eq!(config.tree.unwrap(), directory.path().join("state/tree"));
         assert_eq!(config.log.access, AccessLogTarget::File(directory.path().join("logs/a")));
     }

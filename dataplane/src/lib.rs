@@ -5,13 +5,25 @@
 #![forbid(unsafe_code)]
 
 pub mod access_log;
+pub mod accounting;
+pub mod agent;
 pub mod budget;
 pub mod cli;
 pub mod config;
+pub mod control;
+pub mod counters;
+pub mod credential;
+pub mod delivery;
 pub mod durable;
 pub mod exit;
+pub mod join;
 pub mod limits;
+pub mod link;
 pub mod logging;
+pub mod mirror;
 pub mod network;
+pub mod run;
 pub mod serve;
 pub mod signals;
+pub mod sync;
+pub mod watch;

@@ -1,0 +1,205 @@
+//! Control's API as a volunteer uses it: a few requests over one pinned connection.
+//!
+//! It repeats nothing by itself and keeps no state: what an answer means is its caller's business.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use freshet_api::admin::ApiError;
+use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
+use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
+use freshet_api::manifest::{BYTES_MAX, Manifest, ManifestError};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, StatusCode};
+use serde::de::DeserializeOwned;
+
+use crate::link::{Dialer, LinkError};
+use crate::sync::{FetchError, ManifestSource};
+
+/// Control's API at one address.
+#[derive(Clone)]
+pub struct ControlClient {
+    dialer: Dialer,
+    base: String,
+    authorization: Option<HeaderValue>,
+}
+
+impl ControlClient {
+    /// For the API at `api` (`host:port`), over connections of `dialer`, which pins the certificate.
+    pub fn new(dialer: Dialer, api: &str) -> Self {
+        Self { dialer, base: format!("https://{api}"), authorization: None }
+    }
+
+    /// The same, as the volunteer that this credential belongs to.
+    #[must_use]
+    pub fn as_volunteer(mut self, credential: &Secret) -> Self {
+        // base64url is always a header value.
+        self.authorization =
+            HeaderValue::try_from(format!("Bearer {}", credential.to_text())).ok().map(|mut value| {
+                value.set_sensitive(true);
+                value
+            });
+        self
+    }
+
+    /// `POST /v1/join`.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn join(&self, request: &JoinRequest) -> Result<JoinReply, ControlError> {
+        self.exchange("/v1/join", request).await
+    }
+
+    /// `POST /v1/heartbeat`.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<HeartbeatReply, ControlError> {
+        self.exchange("/v1/heartbeat", heartbeat).await
+    }
+
+    /// `PUT /v1/holdings`: everything that is held, as a Roaring bitmap in its portable form.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn put_holdings(&self, bitmap: Vec<u8>) -> Result<(), ControlError> {
+        self.send(Method::PUT, "/v1/holdings", "application/octet-stream", bitmap.into()).await.map(drop)
+    }
+
+    async fn manifest_bytes(&self, since: Option<u64>) -> Result<Bytes, ControlError> {
+        let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
+        let request = self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new())?;
+        self.answer(request, BYTES_MAX).await
+    }
+
+    async fn exchange<R: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        message: &impl serde::Serialize,
+    ) -> Result<R, ControlError> {
+        let body = serde_json::to_vec(message).map_err(|source| ControlError::Nonsense { path, source })?;
+        let answer = self.send(Method::POST, path, "application/json", body.into()).await?;
+        serde_json::from_slice(&answer).map_err(|source| ControlError::Nonsense { path, source })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &'static str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<Bytes, ControlError> {
+        let mut request = self.request(method, path, body)?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        self.answer(request, ANSWER_BYTES_MAX).await
+    }
+
+    fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Request<Bytes>, ControlError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{target}", self.base))
+            .body(body)
+            .map_err(|_| LinkError::BadUrl { url: self.base.clone() })?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    async fn answer(&self, request: Request<Bytes>, bytes_max: usize) -> Result<Bytes, ControlError> {
+        let (head, body) = self.dialer.request(request, bytes_max).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(body);
+        }
+        let why = match serde_json::from_slice::<ApiError>(&body) {
+            Ok(answer) => answer.error,
+            Err(_) => String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_owned(),
+        };
+        let retry_after = head
+            .headers
+            .get(http::header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        Err(ControlError::Refused { status: head.status, why, retry_after })
+    }
+}
+
+impl ManifestSource for ControlClient {
+    async fn manifest(&self, since: Option<u64>) -> Result<Manifest, FetchError> {
+        let from = self.base.clone();
+        let bytes = match self.manifest_bytes(since).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(fetch_error(from, error)),
+        };
+        // A large one takes a second to unpack.
+        let decoded = tokio::task::spawn_blocking(move || Manifest::decode(&bytes)).await;
+        decoded.unwrap_or(Err(ManifestError::Damaged)).map_err(|error| nonsense(from, error.to_string()))
+    }
+}
+
+fn fetch_error(from: String, error: ControlError) -> FetchError {
+    match error {
+        ControlError::Link(error) => error.into(),
+        ControlError::Refused { status, why, retry_after } => match status.as_u16() {
+            401 | 403 => FetchError::Denied { from, status: status.as_u16() },
+            408 | 425 | 429 | 500..=599 => FetchError::Busy { from, status: status.as_u16(), retry_after },
+            _ => nonsense(from, format!("{status}: {why}")),
+        },
+        error => nonsense(from, error.to_string()),
+    }
+}
+
+fn nonsense(from: String, found: String) -> FetchError {
+    FetchError::Nonsense { from, path: MANIFEST.to_owned(), expected: "a manifest".into(), found }
+}
+
+/// Why control did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It was not reached, or not it.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It said no.
+    #[error("control answered {status}: {why}")]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// Its words.
+        why: String,
+        /// When it wants to be asked again, if it said so.
+        retry_after: Option<Duration>,
+    },
+    /// Its answer can't be read.
+    #[error(
+        "control's answer to {path} can't be read ({source}); bring control and dataplane to the same version"
+    )]
+    Nonsense {
+        /// What was asked.
+        path: &'static str,
+        /// Where.
+        source: serde_json::Error,
+    },
+    /// It did not answer.
+    #[error("control did not answer within {} s", waited.as_secs())]
+    Silent {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The holdings could not be written down.
+    #[error("the holdings can't be encoded: {source}")]
+    Bitmap {
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl ControlError {
+    /// Whether control does not know this host (any more).
+    pub fn is_unknown_host(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if matches!(status.as_u16(), 401 | 403))
+    }
+}
+
+const MANIFEST: &str = "/v1/manifest";
+/// Bytes of an answer at most, manifests apart.
+const ANSWER_BYTES_MAX: usize = 1 << 20;

@@ -1,0 +1,168 @@
+//! The delivery port: serves a file to a customer who brings a ticket for it, and sends back whoever it can't serve.
+//!
+//! Answered from memory. Checksums, entity tag and times come from the manifest, never from this host; a file that
+//! is not what the ticket means is never served.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use freshet_api::ticket::TicketError;
+use freshet_api::{Ticket, TicketKey};
+use freshet_engine::{Answer, FileAnswer, Redirect, Refusal, Request, Root, Site, Unavailable};
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::counters::Counters;
+use crate::mirror::{Held, Mirror};
+use crate::network::Network;
+
+/// What may change while the port is open.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// URL of the front door, without a trailing `/`.
+    pub front_door: String,
+    /// Networks whose clients need no ticket.
+    pub local_networks: Vec<Network>,
+    /// Why nobody is served just now, if so: everybody with a ticket is sent back.
+    pub closed: Option<String>,
+}
+
+/// The terms in force; readers never wait.
+pub type SharedTerms = Arc<ArcSwap<Terms>>;
+
+/// The [`Site`] behind the delivery port.
+pub struct DeliverySite {
+    key: TicketKey,
+    mirror: Arc<Mirror>,
+    blobs: Arc<Root>,
+    terms: SharedTerms,
+    counters: Arc<Counters>,
+}
+
+impl DeliverySite {
+    /// Serves what `mirror` holds, from its blobs, to those with a ticket under `key`.
+    ///
+    /// # Errors
+    /// When the directory of blobs can't be opened.
+    pub fn open(
+        key: TicketKey,
+        mirror: Arc<Mirror>,
+        terms: SharedTerms,
+        counters: Arc<Counters>,
+    ) -> std::io::Result<Self> {
+        let blobs = Root::open(mirror.blobs_directory())?;
+        Ok(Self { key, mirror, blobs, terms, counters })
+    }
+
+    /// With a ticket that was presented.
+    fn with_ticket(&self, request: &Request<'_>, text: &str, terms: &Terms) -> Answer {
+        let now = request.now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let ticket = match Ticket::open(text, &self.key, request.path, now) {
+            Ok(ticket) => ticket,
+            // Who needs no ticket needs no good one either, such as a download that is resumed days later.
+            Err(_) if is_local(terms, request.peer.ip()) => return self.without_ticket(request, terms),
+            Err(why) => return self.refuse_ticket(&why),
+        };
+        match self.mirror.find(request.path) {
+            Some(held) if terms.closed.is_none() && held.content.prefix() == ticket.content => {
+                self.file(&held)
+            }
+            _ => self.send_back(request, terms, Some(text)),
+        }
+    }
+
+    fn without_ticket(&self, request: &Request<'_>, terms: &Terms) -> Answer {
+        match self.mirror.find(request.path) {
+            Some(held) => self.file(&held),
+            None => self.send_back(request, terms, None),
+        }
+    }
+
+    fn file(&self, held: &Held) -> Answer {
+        self.counters.file_started();
+        let sums = &held.checksums;
+        // Hexadecimal and base64 are always header values.
+        let field = |name: &'static str, value: String| {
+            HeaderValue::try_from(value).ok().map(|value| (HeaderName::from_static(name), value))
+        };
+        let headers = [field("repr-digest", sums.repr_digest()), field("digest", sums.digest())];
+        Answer::File(FileAnswer {
+            root: Arc::clone(&self.blobs),
+            path: held.blob.clone(),
+            expected_size: Some(held.size),
+            expected_mtime: Some(held.blob_mtime),
+            etag: HeaderValue::try_from(sums.etag()).ok(),
+            last_modified: u64::try_from(held.mtime)
+                .ok()
+                .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))),
+            content_type: Some(freshet_engine::content_type_of(held.path.as_str().as_bytes())),
+            headers: headers.into_iter().flatten().collect(),
+        })
+    }
+
+    /// To the front door, with the ticket, so that it knows who could not serve.
+    fn send_back(&self, request: &Request<'_>, terms: &Terms, ticket: Option<&str>) -> Answer {
+        let mut location = format!("{}{}", terms.front_door, request.raw_path);
+        if let Some(ticket) = ticket {
+            location.push_str("?b=");
+            location.push_str(ticket);
+        }
+        let Ok(location) = HeaderValue::try_from(location) else {
+            return Answer::Refusal(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the front door's address is not known here; ask it for the file again\n",
+            ));
+        };
+        self.counters.sent_back();
+        // Whoever stores this answer would send later customers back without need.
+        let headers = vec![(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+        Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers })
+    }
+
+    fn refuse_ticket(&self, why: &TicketError) -> Answer {
+        self.counters.ticket_refused(why);
+        Answer::Refusal(Refusal::new(StatusCode::FORBIDDEN, format!("{why}\n")))
+    }
+
+    fn refuse_missing(&self, request: &Request<'_>, terms: &Terms) -> Answer {
+        self.counters.ticket_missing();
+        let text = format!(
+            "this volunteer serves files to those whom the front door sends here; ask {}{}\n",
+            terms.front_door, request.raw_path
+        );
+        Answer::Refusal(Refusal::new(StatusCode::FORBIDDEN, text))
+    }
+}
+
+impl Site for DeliverySite {
+    fn answer(&self, request: &Request<'_>) -> Answer {
+        let terms = self.terms.load();
+        match ticket_of(request.query) {
+            Some(text) => self.with_ticket(request, text, &terms),
+            None if is_local(&terms, request.peer.ip()) => self.without_ticket(request, &terms),
+            None => self.refuse_missing(request, &terms),
+        }
+    }
+
+    fn unavailable(&self, request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
+        self.counters.file_unavailable();
+        if let Some(held) = self.mirror.find(request.path) {
+            tracing::warn!(path = %held.path, %why, "a blob is not what it was; it is checked again before it is served");
+            self.mirror.distrust(&held.content);
+        } else {
+            tracing::debug!(blob = %String::from_utf8_lossy(&file.path), %why, "gone since it was looked up");
+        }
+        // The same ticket passed a moment ago, or its bearer needs none.
+        self.send_back(request, &self.terms.load(), ticket_of(request.query))
+    }
+}
+
+/// The value of the first `t=` of a query.
+fn ticket_of(query: Option<&str>) -> Option<&str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("t="))
+}
+
+fn is_local(terms: &Terms, peer: IpAddr) -> bool {
+    terms.local_networks.iter().any(|network| network.contains(peer))
+}

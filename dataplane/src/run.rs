@@ -1,0 +1,363 @@
+//! `dataplane run`: puts the volunteer's rooms together, starts them, and stops them in order.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
+use freshet_api::Class;
+use freshet_engine::{Listener, Observer, Pacer, Running, Server, Site};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::accounting::Ledger;
+use crate::agent::{Agent, Offer, Phase, STOPPING};
+use crate::budget::Budget;
+use crate::cli::RunOptions;
+use crate::config::{self, Config};
+use crate::control::ControlClient;
+use crate::counters::Counters;
+use crate::credential::Credential;
+use crate::delivery::{DeliverySite, SharedTerms, Terms};
+use crate::exit::Failure;
+use crate::link::{Dialer, DialerOptions};
+use crate::logging::announce;
+use crate::mirror::{Mirror, MirrorOptions};
+use crate::signals::{Ask, Signals};
+use crate::sync::{Origin, ReadPacer, SyncOptions};
+use crate::watch::{ClientWatch, DeliveryWatch};
+
+/// Runs until a signal says stop.
+///
+/// # Errors
+/// See [`crate::exit::EXIT_STATUS_HELP`].
+pub fn run(options: &RunOptions) -> Result<(), Failure> {
+    let config = load(options)?;
+    if options.check_config {
+        let text = config.to_toml().context("cannot show the configuration")?;
+        announce(format_args!("{}", text.trim_end()));
+        return Ok(());
+    }
+    crate::logging::start(config.log.format, config.log.filter.as_deref());
+    let state = config.state_directory();
+    let credential = Credential::load(&state).map_err(Failure::configuration)?.ok_or_else(|| {
+        Failure::membership(anyhow!(
+            "{} belongs to no volunteer; run `dataplane join STRING --state {}` first, with the string that \
+             `ctl node add NAME` prints at the origin",
+            state.display(),
+            state.display()
+        ))
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("dataplane")
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let outcome = runtime.block_on(async {
+        let volunteer = Volunteer::start(options, config, credential)?;
+        volunteer.until_stopped().await
+    });
+    // Work that a second signal cut short must not be waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The configuration with the flags in place of what it says.
+fn load(options: &RunOptions) -> Result<Config, Failure> {
+    let path = match (&options.config, &options.state) {
+        (Some(path), _) => path.clone(),
+        (None, Some(state)) => state.join(config::FILE_NAME),
+        (None, None) => {
+            return Err(Failure::configuration(anyhow!("expected --config FILE or --state DIR")));
+        }
+    };
+    let mut config = Config::load(&path, options.state.as_deref()).map_err(Failure::configuration)?;
+    let RunOptions { listen, public_url, tree, interfaces, donated_rate, sync_rate, .. } = options.clone();
+    if !listen.is_empty() {
+        config.listen = listen;
+    }
+    if !options.local_network.is_empty() {
+        config.local_networks.clone_from(&options.local_network);
+    }
+    config.public_url = public_url.or(config.public_url);
+    config.tree = tree.or(config.tree);
+    config.interfaces = interfaces.unwrap_or(config.interfaces);
+    config.donated_rate = donated_rate.or(config.donated_rate);
+    config.sync_rate = sync_rate.or(config.sync_rate);
+    config.rings = options.rings.unwrap_or(config.rings);
+    config.grace_secs = options.grace_secs.or(config.grace_secs);
+    config.log.access = options.access_log.clone().unwrap_or(config.log.access);
+    config.log.format = options.log_format.unwrap_or(config.log.format);
+    config.limits = options.limits.clone().or(config.limits);
+    config.check().map_err(Failure::configuration)?;
+    Ok(config)
+}
+
+/// A volunteer that is up.
+struct Volunteer {
+    options: RunOptions,
+    config: Config,
+    signals: Signals,
+    delivery: Running,
+    terms: SharedTerms,
+    budget: Arc<Budget>,
+    log: Option<Arc<AccessLog>>,
+    offer: watch::Sender<Offer>,
+    phase: watch::Sender<Phase>,
+    closed: watch::Receiver<bool>,
+    agent: tokio::task::JoinHandle<()>,
+    sync: tokio::task::JoinHandle<()>,
+    sync_stop: watch::Sender<bool>,
+    addresses: PathBuf,
+    /// The ports have their class for as long as these live.
+    _ports: Vec<freshet_ebpf::PortClaim>,
+}
+
+impl Volunteer {
+    fn start(options: &RunOptions, config: Config, credential: Credential) -> Result<Self, Failure> {
+        let state = config.state_directory();
+        let limits = config.limits.to_limits().map_err(Failure::configuration)?;
+        let signals = Signals::listen().context("cannot listen to signals")?;
+        let log = AccessLog::start(&config.log.access)
+            .context("cannot start the access log")
+            .map_err(Failure::configuration)?
+            .map(Arc::new);
+        let mirror = Mirror::open(MirrorOptions::new(state.join(STORE), config.tree_directory()))
+            .context("cannot open the mirror")?;
+        let counting = freshet_ebpf::Options {
+            interfaces: config.interfaces.choice().clone(),
+            classifiers: config.classifiers,
+            ..freshet_ebpf::Options::default()
+        };
+        let counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
+        tracing::info!(source = %counted.accounting.source(), "counting");
+
+        let counters = Arc::new(Counters::default());
+        let budget = Arc::new(Budget::new(config.donated_rate));
+        budget.set(config.donated_rate, config.effective_sync_rate());
+        let terms: SharedTerms = Arc::new(ArcSwap::from_pointee(Terms {
+            front_door: credential.front_door.clone(),
+            local_networks: config.local_networks.clone(),
+            closed: None,
+        }));
+        let site = DeliverySite::open(
+            credential.ticket_key.clone(),
+            Arc::clone(&mirror),
+            Arc::clone(&terms),
+            Arc::clone(&counters),
+        )
+        .context("cannot open the store")?;
+        let watch = DeliveryWatch::new(counted.classes.meter().clone(), Arc::clone(&counters), log.clone());
+        let site: Arc<dyn Site> = Arc::new(site);
+        let listeners = listen_addresses(&config).into_iter().map(|address| Listener {
+            address,
+            inherited: None,
+            class: Class::Delivery.number(),
+            // The port tells the class, and needs no right.
+            mark: None,
+            site: Arc::clone(&site),
+        });
+        let delivery = Server {
+            listeners: listeners.collect(),
+            rings: config.rings,
+            limits,
+            pacer: Some(Arc::clone(&budget) as Arc<dyn Pacer>),
+            observer: Some(Arc::new(watch) as Arc<dyn Observer>),
+        }
+        .start()?;
+        let bound = delivery.addresses().to_vec();
+        let first = *bound.first().ok_or_else(|| anyhow!("no port is bound"))?;
+        let ports = bound
+            .iter()
+            .map(|address| counted.classes.port(address.port(), freshet_ebpf::Class::Delivery))
+            .collect::<Result<_, _>>()
+            .context("cannot count the delivery port")?;
+
+        let client = Clients::new(&credential, counted.classes.clone())?;
+        let offer = Offer { public_url: config.public_url.clone(), donated_rate: config.donated_rate };
+        let (offer, offer_heard) = watch::channel(offer);
+        let (phase, phase_heard) = watch::channel(Phase::Serving);
+        let (wanted, wanted_heard) = watch::channel(0);
+        let (origin, origin_heard) = watch::channel(None);
+        let (sync_stop, sync_stop_heard) = watch::channel(false);
+        let (closed_said, closed) = watch::channel(false);
+        let agent = Agent {
+            control: client.control(&credential),
+            credential: credential.clone(),
+            state: state.clone(),
+            mirror: Arc::clone(&mirror),
+            counters,
+            ledger: Ledger::new(counted.accounting),
+            terms: Arc::clone(&terms),
+            bound: first,
+            offer: offer_heard,
+            phase: phase_heard,
+            wanted,
+            origin,
+        };
+        let sync = tokio::spawn(crate::sync::run(
+            mirror,
+            client.control(&credential),
+            Origin::new(client.sync.clone(), origin_heard, Arc::clone(&budget) as Arc<dyn ReadPacer>),
+            wanted_heard,
+            SyncOptions::default(),
+            sync_stop_heard,
+        ));
+        let agent = tokio::spawn(agent.run(closed_said));
+
+        let addresses = state.join(ADDRESSES);
+        for address in &bound {
+            announce(format_args!("delivery: http://{address}"));
+        }
+        write_addresses(&addresses, &bound)?;
+        tracing::info!(node = %credential.node, name = credential.name, control = credential.api, "volunteering");
+        Ok(Self {
+            options: options.clone(),
+            config,
+            signals,
+            delivery,
+            terms,
+            budget,
+            log,
+            offer,
+            phase,
+            closed,
+            agent,
+            sync,
+            sync_stop,
+            addresses,
+            _ports: ports,
+        })
+    }
+
+    /// Serves until a signal says stop, then stops: no new customers, transfers end, control hears the last counters.
+    async fn until_stopped(mut self) -> Result<(), Failure> {
+        while self.signals.next().await == Ask::Reload {
+            self.reload();
+        }
+        let Self { mut signals, delivery, terms, phase, mut closed, agent, sync, sync_stop, addresses, config, .. } =
+            self;
+        let grace = config.grace();
+        tracing::info!(grace_secs = grace.as_secs(), "stopping; a second signal ends it at once");
+        sync_stop.send_replace(true);
+        terms.rcu(|terms| Terms { closed: Some(STOPPING.to_owned()), ..Terms::clone(terms) });
+        signals
+            .unless_hurried(async {
+                // Until control knows, customers still come with fresh tickets, and are sent back rather than refused.
+                phase.send_replace(Phase::Closing);
+                let told = closed.wait_for(|&closed| closed);
+                if !matches!(tokio::time::timeout(CLOSING_TOLD_WITHIN, told).await, Ok(Ok(_))) {
+                    tracing::info!("control was not told of the stop");
+                }
+                // Joining the rings' threads blocks.
+                if let Err(error) = tokio::task::spawn_blocking(move || delivery.stop(grace)).await {
+                    tracing::error!(%error, "a ring did not end well");
+                }
+                if tokio::time::timeout(SYNC_ENDS_WITHIN, sync).await.is_err() {
+                    tracing::info!("sync did not end in time; what was on its way is fetched again");
+                }
+                phase.send_replace(Phase::Last);
+                if tokio::time::timeout(LAST_HEARTBEAT_WITHIN, agent).await.is_err() {
+                    tracing::info!("control was not told the last counters; what was delivered since is not in its ledger");
+                }
+            })
+            .await;
+        if let Err(error) = std::fs::remove_file(&addresses) {
+            tracing::debug!(%error, "the file with the addresses stays");
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration again; what can't be changed while running stays, and the log says what.
+    fn reload(&mut self) {
+        if let Some(log) = &self.log {
+            log.reopen();
+        }
+        let new = match load(&self.options) {
+            Ok(new) => new,
+            Err(failure) => {
+                tracing::error!("the configuration stays as it was: {failure}");
+                return;
+            }
+        };
+        let waiting = self.config.needs_restart(&new);
+        if !waiting.is_empty() {
+            tracing::warn!(
+                keys = waiting.join(", "),
+                "changed in the configuration, in force after a restart only"
+            );
+        }
+        self.budget.set(new.donated_rate, new.effective_sync_rate());
+        self.terms.rcu(|terms| Terms { local_networks: new.local_networks.clone(), ..Terms::clone(terms) });
+        self.offer.send_replace(Offer { public_url: new.public_url.clone(), donated_rate: new.donated_rate });
+        self.config = Config {
+            donated_rate: new.donated_rate,
+            sync_rate: new.sync_rate,
+            local_networks: new.local_networks,
+            public_url: new.public_url,
+            grace_secs: new.grace_secs,
+            ..self.config.clone()
+        };
+        tracing::info!("the configuration was read again");
+    }
+}
+
+/// `addresses.json`: where the daemon listens, for programs that started it with port 0.
+#[derive(Serialize)]
+struct Addresses<'a> {
+    delivery: &'a [SocketAddr],
+}
+
+fn write_addresses(path: &Path, delivery: &[SocketAddr]) -> Result<(), Failure> {
+    let mut text =
+        serde_json::to_vec_pretty(&Addresses { delivery }).context("cannot write the addresses")?;
+    text.push(b'\n');
+    crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
+/// Where to listen; on a host without IPv6 the default is every IPv4 address.
+fn listen_addresses(config: &Config) -> Vec<SocketAddr> {
+    if config.listen.is_empty() && UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_err() {
+        return vec![(std::net::Ipv4Addr::UNSPECIFIED, config::DEFAULT_LISTEN.port()).into()];
+    }
+    config.listen_addresses()
+}
+
+/// The connections that this host opens, by what they are for.
+struct Clients {
+    control: Dialer,
+    sync: Dialer,
+}
+
+impl Clients {
+    fn new(credential: &Credential, classes: freshet_ebpf::Classes) -> Result<Self, Failure> {
+        let tls = freshet_api::pin::client_config(credential.fingerprint).context("cannot set up TLS")?;
+        let (tls, watch) = (Arc::new(tls), Arc::new(ClientWatch::new(classes)));
+        let dialer = |class: Class| {
+            Dialer::new(DialerOptions {
+                tls: Some(Arc::clone(&tls)),
+                meter: Some(watch.clone()),
+                ..DialerOptions::new(class.number())
+            })
+        };
+        Ok(Self { control: dialer(Class::Control), sync: dialer(Class::Sync) })
+    }
+
+    fn control(&self, credential: &Credential) -> ControlClient {
+        ControlClient::new(self.control.clone(), &credential.api).as_volunteer(&credential.credential)
+    }
+}
+
+/// Agent and sync wait for the network most of the time; the rings have threads of their own.
+const WORKERS: usize = 2;
+/// The store's name within a state directory.
+const STORE: &str = "store";
+const ADDRESSES: &str = "addresses.json";
+const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(10);
+const CLOSING_TOLD_WITHIN: Duration = Duration::from_secs(2);
+const LAST_HEARTBEAT_WITHIN: Duration = Duration::from_secs(5);

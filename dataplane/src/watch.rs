@@ -1,0 +1,112 @@
+//! What is told about sockets and responses goes from here to the counters and the access log.
+//!
+//! Called on the rings' own threads, and by the client connections of sync and agent; never waits.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use freshet_ebpf::{Class, Classes, MeteredSocket, PortClaim, SocketMeter};
+use freshet_engine::{Observer, ResponseRecord};
+
+use crate::access_log::AccessLog;
+use crate::counters::Counters;
+use crate::link::SocketObserver;
+
+/// Watches the delivery port.
+pub struct DeliveryWatch {
+    meter: SocketMeter,
+    counters: Arc<Counters>,
+    log: Option<Arc<AccessLog>>,
+}
+
+impl DeliveryWatch {
+    /// Tells these.
+    pub fn new(meter: SocketMeter, counters: Arc<Counters>, log: Option<Arc<AccessLog>>) -> Self {
+        Self { meter, counters, log }
+    }
+}
+
+impl Observer for DeliveryWatch {
+    fn opened(&self, id: u64, class: u8, socket: BorrowedFd<'_>, local: SocketAddr, _peer: SocketAddr) {
+        self.counters.opened();
+        self.meter.opened(id, class, socket, local.ip());
+    }
+
+    fn closed(&self, id: u64, class: u8, socket: BorrowedFd<'_>) {
+        self.counters.closed();
+        self.meter.closed(id, class, socket);
+    }
+
+    fn responded(&self, record: &ResponseRecord<'_>) {
+        self.counters.responded(record);
+        if let Some(log) = &self.log {
+            log.record(record, SystemTime::now());
+        }
+    }
+}
+
+/// Watches the connections that this host opens.
+#[derive(Debug)]
+pub struct ClientWatch {
+    classes: Classes,
+    /// As many as there are connections: the dialers bound them.
+    open: Mutex<HashMap<u64, Counted>>,
+}
+
+/// Dropping it takes the final figures.
+#[derive(Debug)]
+struct Counted {
+    _port: Option<PortClaim>,
+    _metered: Option<MeteredSocket>,
+}
+
+impl ClientWatch {
+    /// Registers them here.
+    pub fn new(classes: Classes) -> Self {
+        Self { classes, open: Mutex::default() }
+    }
+}
+
+impl SocketObserver for ClientWatch {
+    fn opened(&self, key: u64, class: u8, fd: BorrowedFd<'_>, local: SocketAddr, _peer: SocketAddr) {
+        let class = Class::from_index(class).unwrap_or(Class::Other);
+        let told = |error: &dyn std::fmt::Display| {
+            tracing::warn!(%error, %class, "a connection is counted as the owner's own");
+        };
+        let port = self.classes.port(local.port(), class).inspect_err(|error| told(error)).ok();
+        let metered = self.classes.meter().connected(class, fd).inspect_err(|error| told(error)).ok();
+        let counted = Counted { _port: port, _metered: metered };
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(key, counted);
+    }
+
+    fn closed(&self, key: u64, _class: u8, _fd: BorrowedFd<'_>) {
+        let counted = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        // Not under the lock, because it asks the kernel.
+        drop(counted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_client_connection_is_held_from_opening_to_closing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        let options = freshet_ebpf::Options { classifiers: false, ..Default::default() };
+        let watch = ClientWatch::new(freshet_ebpf::open(options).unwrap().classes);
+        watch.opened(1, 2, stream.as_fd(), stream.local_addr().unwrap(), address);
+        assert_eq!(watch.open.lock().unwrap().len(), 1);
+        watch.closed(1, 2, stream.as_fd());
+        watch.closed(1, 2, stream.as_fd());
+        assert!(watch.open.lock().unwrap().is_empty());
+    }
+}
