@@ -330,7 +330,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Open sockets that are sampled at each reading; each costs one descriptor and about half a microsecond a reading.
+/// Open sockets that are sampled at each reading; each costs one descriptor and about a microsecond a reading.
 pub const OPEN_MAX: usize = 65_536;
 
 const SHARDS: usize = 64;

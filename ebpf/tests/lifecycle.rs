@@ -90,7 +90,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(lab: &Lab, pin: Option<&Path>, attachment: Attachment, port: u16) -> Self {
+    fn spawn(lab: &Lab, pin: Option<&Path>, attachment: Attachment, port: u16) -> Child {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", "daemon", "--nocapture", "--test-threads", "1"]);
         command.env("FR_TEST_NAMESPACE", format!("/run/netns/{}", lab.namespace(End::Host)));
@@ -101,7 +101,11 @@ impl Daemon {
         if attachment == Attachment::Clsact {
             command.env("FR_TEST_CLSACT", "1");
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn start(lab: &Lab, pin: Option<&Path>, attachment: Attachment, port: u16) -> Self {
+        let mut child = Self::spawn(lab, pin, attachment, port);
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let lines = output.by_ref().lines().map_while(Result::ok);
         let epoch = lines.filter_map(|line| line.split_once("counting ").map(|l| l.1.to_owned())).next();
@@ -160,7 +164,12 @@ fn killed_twenty_times(test: &str, attachment: Attachment) {
     let retransmitted = lab.retransmitted(End::Host);
     let sent = thread::scope(|scope| {
         let load = scope.spawn(|| load(&lab, &listener, &stop, &moved));
-        for _ in 0..20 {
+        for round in 0..20 {
+            // Every other one is killed again somewhere in its start.
+            let mut early = Daemon::spawn(&lab, Some(&pins), attachment, port);
+            thread::sleep(std::time::Duration::from_millis(round * 15));
+            early.kill().unwrap();
+            early.wait().unwrap();
             let daemon = Daemon::start(&lab, Some(&pins), attachment, port);
             assert_eq!(daemon.epoch, epoch, "the count goes on");
             assert_eq!(attached(&lab), both_ways(attachment), "one of each");

@@ -44,7 +44,8 @@ pub(super) struct Attached {
     programs: Option<Ebpf>,
 }
 
-/// Loads the object for the interface, lets `prepare` fill its maps, then attaches both directions.
+/// Loads the object for the interface, lets `prepare` fill its maps (and tells it whether an earlier run used them),
+/// then attaches both directions.
 ///
 /// `epoch` is that of the counts in `before`, if there are any.
 pub(super) fn attach(
@@ -52,7 +53,7 @@ pub(super) fn attach(
     pins: Option<&PinDirectory>,
     epoch: Option<Epoch>,
     before: [Flow; CLASSES],
-    prepare: impl FnOnce(&mut Maps) -> Result<(), KernelError>,
+    prepare: impl FnOnce(&mut Maps, bool) -> Result<(), KernelError>,
 ) -> Result<Attached, KernelError> {
     let directory = pins.map(|pins| pins.interface(place.name)).transpose()?;
     if let Some(directory) = &directory {
@@ -67,7 +68,7 @@ pub(super) fn attach(
     };
     let ifindex = u64::from(place.ifindex);
     maps.set_meta(Meta { version: abi::ABI_VERSION, epoch: epoch.0, ifindex, namespace: place.namespace })?;
-    prepare(&mut maps)?;
+    prepare(&mut maps, found.version != 0)?;
     for direction in [Direction::In, Direction::Out] {
         let program = object::program(&mut ebpf, program_name(direction))?;
         let failed = |error: ProgramError| KernelError::attach(place.name, error);

@@ -175,9 +175,9 @@ impl State {
             attachment: self.attachment,
         };
         let (ports, config) = (&mut self.ports, self.config);
-        let attached = attach::attach(&place, self.pins.as_ref(), epoch, before, |maps| {
+        let attached = attach::attach(&place, self.pins.as_ref(), epoch, before, |maps, used| {
             maps.set_config(config)?;
-            ports.replay(maps)
+            ports.replay(maps, used)
         })?;
         tracing::info!(interface = attached.name, ifindex = chosen.ifindex, by = %self.attachment, "classifiers count");
         match known {

@@ -60,11 +60,12 @@ impl Ports {
         due
     }
 
-    /// Tells new maps all ports. Those that an earlier run left there stay for a moment, so that its successor can
+    /// Tells maps all ports. Those that an earlier run left in `used` ones stay for a moment, so that its successor can
     /// claim them without a gap.
-    pub(super) fn replay(&mut self, maps: &mut Maps) -> Result<(), KernelError> {
+    pub(super) fn replay(&mut self, maps: &mut Maps, used: bool) -> Result<(), KernelError> {
         let until = Instant::now() + INHERITED;
-        for port in maps.registered_ports()? {
+        let left_there = if used { maps.registered_ports()? } else { Vec::new() };
+        for port in left_there {
             let known =
                 self.held.contains_key(&port) || self.leaving.iter().any(|&(_, leaving, _)| leaving == port);
             if !known {
