@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod clock;
 pub mod front_door;
 pub mod identity;
+pub mod observe;
 pub mod private_file;
 pub mod registry;
 pub mod routing;

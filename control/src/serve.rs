@@ -1,7 +1,7 @@
 //! `control serve`: brings the rooms together, starts the ports, and ends everything in order.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 use crate::api::{Api, ApiServer, Parts, PublicAddresses};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
-use crate::front_door::{FrontDoor, FrontDoorObserver, FrontDoorOptions};
+use crate::front_door::{FrontDoor, FrontDoorOptions};
 use crate::identity::Identity;
+use crate::observe::OriginObserver;
 use crate::private_file;
 use crate::registry::{RedbRegistry, Registry};
 use crate::routing::Routing;
@@ -93,6 +94,7 @@ impl Control {
             rand::random(),
         ));
         let sync = SyncSite::new(Arc::clone(&catalog), Arc::clone(&routing), root, registry.sync_key());
+        let sync_counters = Arc::clone(sync.counters());
         let engine = start_engine(&settings, &front_door, sync)?;
         let api_server = ApiServer::bind(settings.api, Arc::clone(&identity.tls))
             .await
@@ -106,7 +108,8 @@ impl Control {
             api: bound.api_name.clone(),
         });
         identity.write_credentials(state, &bound.api_name)?;
-        let text = serde_json::to_vec_pretty(&bound).context("cannot write the addresses as JSON")?;
+        let mut text = serde_json::to_vec_pretty(&bound).context("cannot write the addresses as JSON")?;
+        text.push(b'\n');
         private_file::write(&state.join(ADDRESSES_FILE), &text)
             .with_context(|| format!("cannot write {ADDRESSES_FILE} in {}", state.display()))?;
 
@@ -117,6 +120,7 @@ impl Control {
             reservations,
             catalog: Arc::clone(&catalog),
             front_door,
+            sync_counters,
             clock,
             operator_digest: identity.operator_digest,
             fingerprint: identity.fingerprint,
@@ -200,6 +204,7 @@ fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite
         site,
     };
     let sync_address = same_port_as_before(settings);
+    let observer = OriginObserver::new(Arc::clone(front_door.counters()), Arc::clone(sync.counters()));
     let server = Server {
         listeners: vec![
             listener(
@@ -216,7 +221,7 @@ fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite
             ..Limits::default()
         },
         pacer: None,
-        observer: Some(Arc::new(FrontDoorObserver::new(Arc::clone(front_door.counters())))),
+        observer: Some(Arc::new(observer)),
     };
     server.start().context("cannot start the front door and the sync port")
 }
@@ -251,11 +256,6 @@ fn bound_addresses(settings: &Settings, engine: &Running, api: &ApiServer) -> an
         sync_listen: *sync_listen,
         api,
     })
-}
-
-/// Where a state directory keeps the addresses of the running control.
-pub fn addresses_file(state: &Path) -> PathBuf {
-    state.join(ADDRESSES_FILE)
 }
 
 const REGISTRY_FILE: &str = "control.redb";

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use freshet_api::admin::SyncPortView;
 use freshet_api::sync_token::SyncTokenError;
 use freshet_api::{ContentHash, SyncKey, SyncToken};
 use freshet_engine::{Answer, FileAnswer, Refusal, Request, Root, Site, Unavailable};
@@ -20,18 +21,18 @@ pub struct SyncSite {
     routing: Arc<Routing>,
     root: Arc<Root>,
     key: SyncKey,
-    refused: AtomicU64,
+    counters: Arc<SyncCounters>,
 }
 
 impl SyncSite {
     /// Serves what `catalog` knows from below `root` (the same tree).
     pub fn new(catalog: Arc<Catalog>, routing: Arc<Routing>, root: Arc<Root>, key: SyncKey) -> Self {
-        Self { catalog, routing, root, key, refused: AtomicU64::new(0) }
+        Self { catalog, routing, root, key, counters: Arc::default() }
     }
 
-    /// Requests refused for want of a good token.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+    /// What it did so far.
+    pub fn counters(&self) -> &Arc<SyncCounters> {
+        &self.counters
     }
 
     fn authorised(&self, request: &Request<'_>) -> Result<(), Refusal> {
@@ -43,7 +44,7 @@ impl SyncSite {
             Ok(token) => format!("volunteer {} is not enrolled here any more\n", token.node),
             Err(error) => format!("{error}\n"),
         };
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.counters.tokens_refused.fetch_add(1, Ordering::Relaxed);
         let mut refusal = Refusal::new(StatusCode::UNAUTHORIZED, words);
         refusal.headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         Err(refusal)
@@ -76,6 +77,31 @@ impl Site for SyncSite {
     fn unavailable(&self, _request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
         self.catalog.rescan();
         stale(file, why)
+    }
+}
+
+/// What the sync port did since control's start; shared by all rings.
+#[derive(Debug, Default)]
+pub struct SyncCounters {
+    blobs: AtomicU64,
+    body_bytes: AtomicU64,
+    tokens_refused: AtomicU64,
+}
+
+impl SyncCounters {
+    /// Counts a response with a blob.
+    pub fn sent(&self, body_bytes: u64) {
+        self.blobs.fetch_add(1, Ordering::Relaxed);
+        self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
+    }
+
+    /// As they stand now.
+    pub fn view(&self) -> SyncPortView {
+        SyncPortView {
+            blobs: self.blobs.load(Ordering::Relaxed),
+            body_bytes: self.body_bytes.load(Ordering::Relaxed),
+            tokens_refused: self.tokens_refused.load(Ordering::Relaxed),
+        }
     }
 }
 

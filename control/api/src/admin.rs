@@ -185,6 +185,9 @@ pub struct StatusView {
     pub nodes: Vec<(NodeState, u64)>,
     /// What the front door did since its start.
     pub front_door: FrontDoorView,
+    /// What the origin's sync port did since its start.
+    #[serde(default)]
+    pub sync_port: SyncPortView,
 }
 
 /// The catalogue in figures.
@@ -225,6 +228,17 @@ pub struct FrontDoorView {
     pub tickets_refused: u64,
     /// Paths that are not in the catalogue.
     pub not_found: u64,
+}
+
+/// The origin's sync port in figures, since control's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncPortView {
+    /// Responses with a blob, or a part of one.
+    pub blobs: u64,
+    /// Body bytes of blobs sent to volunteers.
+    pub body_bytes: u64,
+    /// Requests refused for want of a good token.
+    pub tokens_refused: u64,
 }
 
 /// The body of every error answer of the API.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -69,16 +69,16 @@ pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Json<Vec<NodeView>> {
 
 pub(super) async fn node(
     State(api): State<Arc<Api>>,
-    Path(node): Path<String>,
+    node: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeView>, Problem> {
-    Ok(Json(api.node_view(&*known(&api, &node)?)))
+    Ok(Json(api.node_view(&*known(&api, node)?)))
 }
 
 pub(super) async fn remove(
     State(api): State<Arc<Api>>,
-    Path(node): Path<String>,
+    node: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeView>, Problem> {
-    let node = known(&api, &node)?;
+    let node = known(&api, node)?;
     let view = api.node_view(&node);
     api.parts.registry.remove(node.id).await?;
     api.parts.tracker.forget(node.id);
@@ -90,16 +90,16 @@ pub(super) async fn remove(
 
 pub(super) async fn drain(
     State(api): State<Arc<Api>>,
-    Path(node): Path<String>,
+    node: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeView>, Problem> {
-    set_draining(&api, &node, true).await
+    set_draining(&api, node, true).await
 }
 
 pub(super) async fn resume(
     State(api): State<Arc<Api>>,
-    Path(node): Path<String>,
+    node: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeView>, Problem> {
-    set_draining(&api, &node, false).await
+    set_draining(&api, node, false).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,10 +168,15 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Json<StatusView> {
             .filter(|(_, count)| *count > 0)
             .collect(),
         front_door: api.parts.front_door.counters().view(),
+        sync_port: api.parts.sync_counters.view(),
     })
 }
 
-async fn set_draining(api: &Api, node: &str, draining: bool) -> Result<Json<NodeView>, Problem> {
+async fn set_draining(
+    api: &Api,
+    node: Result<Path<String>, PathRejection>,
+    draining: bool,
+) -> Result<Json<NodeView>, Problem> {
     let id = known(api, node)?.id;
     let node = api.parts.registry.set_draining(id, draining).await?;
     api.parts.routing.rebuild();
@@ -179,8 +184,9 @@ async fn set_draining(api: &Api, node: &str, draining: bool) -> Result<Json<Node
     Ok(Json(api.node_view(&node)))
 }
 
-fn known(api: &Api, text: &str) -> Result<Arc<Node>, Problem> {
-    api.parts.registry.nodes().by_name_or_id(text).cloned().ok_or_else(|| {
+fn known(api: &Api, node: Result<Path<String>, PathRejection>) -> Result<Arc<Node>, Problem> {
+    let Path(text) = node?;
+    api.parts.registry.nodes().by_name_or_id(&text).cloned().ok_or_else(|| {
         let text: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
         Problem::new(
             StatusCode::NOT_FOUND,

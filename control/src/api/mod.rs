@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::front_door::FrontDoor;
 use crate::registry::Registry;
 use crate::routing::Routing;
+use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 use manifest_cache::ManifestCache;
 
@@ -53,6 +54,8 @@ pub struct Parts {
     pub catalog: Arc<Catalog>,
     /// For its counters and explanations.
     pub front_door: Arc<FrontDoor>,
+    /// The sync port's counters.
+    pub sync_counters: Arc<SyncCounters>,
     /// This process's clock.
     pub clock: Clock,
     /// Digest of the operator's token.

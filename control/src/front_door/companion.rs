@@ -20,25 +20,28 @@ pub(super) enum Companion {
 }
 
 impl Companion {
-    /// The companion that a path names, and the file it is about.
-    pub(super) fn find<'a>(catalog: &'a Snapshot, path: &[u8]) -> Option<(Self, &'a FileEntry)> {
+    /// The companion that a path names, the path of the file it is about, and that file.
+    pub(super) fn find<'a, 'p>(
+        catalog: &'a Snapshot,
+        path: &'p [u8],
+    ) -> Option<(Self, &'p [u8], &'a FileEntry)> {
         SUFFIXES.iter().find_map(|&(suffix, companion)| {
             let file = path.strip_suffix(suffix.as_bytes())?;
-            Some((companion, catalog.find(file)?))
+            Some((companion, file, catalog.find(file)?))
         })
     }
 }
 
-/// The body of `FILE.md4` or `FILE.sha256`: digits, two spaces, the file's name.
-pub(super) fn checksum_body(companion: Companion, entry: &FileEntry) -> Body {
+/// The body of `FILE.md4` or `FILE.sha256`: digits, two spaces, the name it was asked for by.
+pub(super) fn checksum_body(companion: Companion, entry: &FileEntry, name: &str) -> Body {
     let digits = match companion {
         Companion::Md4 => entry.checksums.md4_hex(),
         Companion::Sha256 | Companion::Metalink => entry.checksums.sha256_hex(),
     };
-    let etag = format!("\"{}-{}\"", &digits[..digits.len().min(32)], entry.file);
+    let etag = format!("\"{}\"", &digits[..digits.len().min(32)]);
     Body {
         status: StatusCode::OK,
-        bytes: Bytes::from(format!("{digits}  {}\n", entry.path.file_name())),
+        bytes: Bytes::from(format!("{digits}  {name}\n")),
         content_type: HeaderValue::from_static("text/plain; charset=utf-8"),
         etag: HeaderValue::try_from(etag).ok(),
         last_modified: None,

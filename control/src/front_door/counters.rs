@@ -26,6 +26,11 @@ impl FrontDoorCounters {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// Counts body bytes that went to a customer.
+    pub fn sent(&self, body_bytes: u64) {
+        Self::add(&self.body_bytes, body_bytes);
+    }
+
     /// As they stand now.
     pub fn view(&self) -> FrontDoorView {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -5,10 +5,11 @@ use quick_xml::events::{BytesDecl, BytesText, Event};
 
 use crate::catalog::FileEntry;
 
-/// The document for one file; `urls` in the order of preference, `origin` its own URL.
-pub(super) fn document(entry: &FileEntry, urls: &[String], origin: &str) -> Vec<u8> {
+/// The document for one file under the name it was asked for by; `urls` in the order of preference, `origin`
+/// the document's own URL.
+pub(super) fn document(entry: &FileEntry, name: &str, urls: &[String], origin: &str) -> Vec<u8> {
     let mut document = Vec::with_capacity(DOCUMENT_BYTES_USUAL);
-    write(&mut Writer::new_with_indent(&mut document, b' ', 2), entry, urls, origin)
+    write(&mut Writer::new_with_indent(&mut document, b' ', 2), entry, name, urls, origin)
         .expect("writing to memory does not fail");
     document.push(b'\n');
     document
@@ -17,6 +18,7 @@ pub(super) fn document(entry: &FileEntry, urls: &[String], origin: &str) -> Vec<
 fn write(
     writer: &mut Writer<&mut Vec<u8>>,
     entry: &FileEntry,
+    name: &str,
     urls: &[String],
     origin: &str,
 ) -> std::io::Result<()> {
@@ -27,7 +29,7 @@ fn write(
         writer.create_element("generator").write_text_content(BytesText::new(generator))?;
         let element = writer.create_element("origin").with_attribute(("dynamic", "true"));
         element.write_text_content(BytesText::new(origin))?;
-        let file = writer.create_element("file").with_attribute(("name", entry.path.file_name()));
+        let file = writer.create_element("file").with_attribute(("name", name));
         file.write_inner_content(|writer| {
             let size = entry.size.to_string();
             writer.create_element("size").write_text_content(BytesText::new(&size))?;

@@ -9,9 +9,9 @@ mod counters;
 mod fields;
 mod listing;
 mod metalink;
-mod observe;
 mod recent;
 
+use std::borrow::Cow;
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use freshet_api::admin::ExplainView;
-use freshet_api::manifest::RepoPath;
 use freshet_api::ticket::{NODES_MAX, TicketError};
 use freshet_api::{NodeId, Ticket};
 use freshet_engine::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
@@ -36,7 +35,6 @@ use companion::Companion;
 use recent::Recent;
 
 pub use counters::FrontDoorCounters;
-pub use observe::FrontDoorObserver;
 
 /// How the front door behaves.
 #[derive(Clone, Debug)]
@@ -115,11 +113,11 @@ impl FrontDoor {
     fn respond(&self, request: &Request<'_>) -> Answer {
         let catalog = self.catalog.load();
         if let Some(entry) = catalog.find(request.path) {
-            return self.respond_file(request, entry);
+            return self.respond_file(request, entry, &shown(request.path));
         }
-        if let Some((companion, entry)) = Companion::find(&catalog, request.path) {
+        if let Some((companion, path, entry)) = Companion::find(&catalog, request.path) {
             FrontDoorCounters::count(&self.counters.direct);
-            return self.respond_companion(request, companion, entry);
+            return self.respond_companion(request, companion, entry, &shown(path));
         }
         if let Some(answer) = self.respond_directory(request, &catalog) {
             return answer;
@@ -127,14 +125,14 @@ impl FrontDoor {
         self.not_found()
     }
 
-    fn respond_file(&self, request: &Request<'_>, entry: &FileEntry) -> Answer {
+    fn respond_file(&self, request: &Request<'_>, entry: &FileEntry, path: &str) -> Answer {
         let now = epoch_secs(request.now);
         if self.direct_reason(entry, now).is_some() {
             FrontDoorCounters::count(&self.counters.direct);
-            return self.origin(entry);
+            return self.origin(entry, path);
         }
         let table = self.routing.load();
-        let returned = match self.returned(request, &table, entry, now) {
+        let returned = match self.returned(request, &table, now) {
             Ok(returned) => returned,
             Err(refusal) => return Answer::Refusal(refusal),
         };
@@ -144,14 +142,14 @@ impl FrontDoor {
             self.reservations.bounce(ticket.node(), customer.promise(entry), self.clock.now());
             if ticket.nodes().len() >= NODES_MAX {
                 FrontDoorCounters::count(&self.counters.fallback);
-                return self.origin(entry);
+                return self.origin(entry, path);
             }
         }
         match self.choose(&table, entry, &customer) {
-            Some(chosen) => self.redirect(request, entry, &customer, chosen, now),
+            Some(chosen) => self.redirect(request, entry, path, &customer, chosen, now),
             None => {
                 FrontDoorCounters::count(&self.counters.fallback);
-                self.origin(entry)
+                self.origin(entry, path)
             }
         }
     }
@@ -177,15 +175,13 @@ impl FrontDoor {
         &self,
         request: &Request<'_>,
         table: &RoutingTable,
-        entry: &FileEntry,
         now: u64,
     ) -> Result<Option<Ticket>, Refusal> {
         let Some(text) = request.query.and_then(|query| parameter(query, RETURN_PARAMETER)) else {
             return Ok(None);
         };
-        let path = absolute(&entry.path);
         let opened = Ticket::claimed_node(text).and_then(|node| match table.route(node) {
-            Some(route) => Ticket::open(text, &route.ticket_key, path.as_bytes(), now).map(Some),
+            Some(route) => Ticket::open(text, &route.ticket_key, request.path, now).map(Some),
             None => Ok(None),
         });
         match opened {
@@ -211,6 +207,7 @@ impl FrontDoor {
         &self,
         request: &Request<'_>,
         entry: &FileEntry,
+        path: &str,
         customer: &Customer,
         chosen: Chosen<'_>,
         now: u64,
@@ -220,14 +217,13 @@ impl FrontDoor {
             self.reservations.reserve(chosen.route.node, customer.promise(entry), moment);
             self.recent.note(customer.key(entry), chosen.route.node, moment);
         }
-        let path = absolute(&entry.path);
-        let encoded = fields::encode_path(&path);
+        let encoded = fields::encode_path(path);
         let expires = self.ticket_expiry(now);
         let location =
-            |route: &Route, tried: &[NodeId]| ticketed_url(route, &path, &encoded, entry, expires, tried);
+            |route: &Route, tried: &[NodeId]| ticketed_url(route, path, &encoded, entry, expires, tried);
         let Some(url) = location(chosen.route, customer.tried()) else {
             FrontDoorCounters::count(&self.counters.fallback);
-            return self.origin(entry);
+            return self.origin(entry, path);
         };
         FrontDoorCounters::count(&self.counters.redirects);
         FrontDoorCounters::add(&self.counters.redirected_bytes, customer.bytes);
@@ -239,25 +235,30 @@ impl FrontDoor {
         match HeaderValue::try_from(url) {
             Ok(location) => Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers }),
             // A volunteer's URL and an encoded path are ASCII; were they not, the origin still serves.
-            Err(_) => self.origin(entry),
+            Err(_) => self.origin(entry, path),
         }
     }
 
-    /// The file itself, from the repository.
-    fn origin(&self, entry: &FileEntry) -> Answer {
-        let encoded = fields::encode_path(&absolute(&entry.path));
-        let mut headers = fields::of_content(entry, &encoded);
+    /// The file itself, from the repository, as the answer for `path`.
+    fn origin(&self, entry: &FileEntry, path: &str) -> Answer {
+        let mut headers = fields::of_content(entry, &fields::encode_path(path));
         headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-cache")));
         Answer::File(file_answer(&self.root, entry, headers))
     }
 
-    fn respond_companion(&self, request: &Request<'_>, companion: Companion, entry: &FileEntry) -> Answer {
+    fn respond_companion(
+        &self,
+        request: &Request<'_>,
+        companion: Companion,
+        entry: &FileEntry,
+        path: &str,
+    ) -> Answer {
+        let name = path.rsplit('/').next().unwrap_or(path);
         if companion != Companion::Metalink {
-            return Answer::Body(companion::checksum_body(companion, entry));
+            return Answer::Body(companion::checksum_body(companion, entry, name));
         }
         let now = epoch_secs(request.now);
-        let path = absolute(&entry.path);
-        let encoded = fields::encode_path(&path);
+        let encoded = fields::encode_path(path);
         let mut urls = Vec::new();
         if self.direct_reason(entry, now).is_none() {
             let table = self.routing.load();
@@ -265,12 +266,12 @@ impl FrontDoor {
             let expires = self.ticket_expiry(now);
             let holders = self.ranked(&table, entry, &customer, METALINK_URLS_MAX);
             urls.extend(
-                holders.iter().filter_map(|route| ticketed_url(route, &path, &encoded, entry, expires, &[])),
+                holders.iter().filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, &[])),
             );
         }
         let own = self.options.addresses.get().map_or("", |addresses| &addresses.front_door);
         urls.push(format!("{own}{encoded}"));
-        let bytes = metalink::document(entry, &urls, &format!("{own}{encoded}.meta4"));
+        let bytes = metalink::document(entry, name, &urls, &format!("{own}{encoded}.meta4"));
         Answer::Body(Body {
             status: StatusCode::OK,
             bytes: Bytes::from(bytes),
@@ -287,8 +288,8 @@ impl FrontDoor {
         if !catalog.is_directory(inner) {
             return None;
         }
-        let shown = std::str::from_utf8(inner).ok()?;
-        let index = if shown.is_empty() { INDEX.to_owned() } else { format!("{shown}/{INDEX}") };
+        let directory = std::str::from_utf8(inner).ok()?;
+        let index = if directory.is_empty() { INDEX.to_owned() } else { format!("{directory}/{INDEX}") };
         let index = catalog.find(index.as_bytes());
         if index.is_none() && !self.options.listings {
             return None;
@@ -296,7 +297,8 @@ impl FrontDoor {
         FrontDoorCounters::count(&self.counters.direct);
         if !request.raw_path.ends_with('/') {
             // From the decoded path: what the client sent might name another host (`//host`).
-            let location = HeaderValue::try_from(format!("{}/", fields::encode_path(&format!("/{shown}"))));
+            let location =
+                HeaderValue::try_from(format!("{}/", fields::encode_path(&format!("/{directory}"))));
             let location = location.ok()?;
             return Some(Answer::Redirect(Redirect {
                 status: StatusCode::MOVED_PERMANENTLY,
@@ -305,9 +307,9 @@ impl FrontDoor {
             }));
         }
         if let Some(entry) = index {
-            return Some(self.origin(entry));
+            return Some(self.origin(entry, &format!("/{}", entry.path)));
         }
-        Some(Answer::Body(listing::page(shown, &catalog.list(inner)?)))
+        Some(Answer::Body(listing::page(directory, &catalog.list(inner)?)))
     }
 
     fn not_found(&self) -> Answer {
@@ -423,9 +425,9 @@ fn ticketed_url(
     Some(format!("{}{encoded}?{TICKET_PARAMETER}={sealed}", route.delivery_url))
 }
 
-/// The path as it stands in a request, decoded.
-fn absolute(path: &RepoPath) -> String {
-    format!("/{path}")
+/// A request's path as text. What the catalogue has found is text; the rest is only shown.
+fn shown(path: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(path)
 }
 
 /// The value of the first `name=value` of a query; tickets need no decoding.

@@ -172,6 +172,8 @@ async fn links_lead_to_their_target_and_nothing_leads_out_of_the_tree() {
     let stage = Stage::new().await;
     std::fs::write(stage.repo().parent().unwrap().join("outside-of-freshet-test"), "secret").unwrap();
     assert_eq!(stage.get("pool/latest.deb").await.bytes().await.unwrap(), content(BIG, 300_000));
+    let sums = stage.get("pool/latest.deb.sha256").await.text().await.unwrap();
+    assert!(sums.ends_with("  latest.deb\n"), "the name that was asked for: {sums}");
     for path in [
         "pool/escape",
         "../outside-of-freshet-test",
@@ -187,6 +189,11 @@ async fn links_lead_to_their_target_and_nothing_leads_out_of_the_tree() {
         assert!(status.is_client_error(), "{path}: {status}");
         assert!(!answer.text().await.unwrap().contains("secret"));
     }
+    let south = stage.ready("south", "http://192.0.2.1:8080").await;
+    let url = location(&stage.get("pool/latest.deb").await);
+    let (text, place) = ticket(&url);
+    assert_eq!(place, "http://192.0.2.1:8080/pool/latest.deb");
+    assert!(Ticket::open(text, &south.ticket_key, b"/pool/latest.deb", 0).is_ok());
     std::fs::remove_file(stage.repo().parent().unwrap().join("outside-of-freshet-test")).unwrap();
 }
 

@@ -61,7 +61,7 @@ async fn what_is_too_large_or_no_message_is_refused_in_json() {
     let stage = Stage::new().await;
     let operator = stage.operator();
     // The rest of the body is not waited for, so a client may see the connection break before the answer.
-    if let Ok(answer) = operator.send(Method::POST, "join", vec![b'x'; 2 << 20]).await {
+    if let Ok(answer) = stage.operator().send(Method::POST, "join", vec![b'x'; 2 << 20]).await {
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
     let (status, text) = operator.refused(Method::POST, "join", &1).await;

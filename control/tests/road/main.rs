@@ -1,6 +1,7 @@
 //! The road of a download as seen from control: enrolment, heartbeats, redirects, returns, restarts. Real
 //! sockets and a real repository; the volunteers are played by the test.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that can't go on should end where it stands")]
 
 mod downloads;
 mod enrolment;

@@ -1,7 +1,8 @@
 //! What volunteers fetch from the origin.
 
+use freshet_api::admin::StatusView;
 use freshet_api::{Checksums, NodeId, SyncKey, SyncToken};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 
 use crate::stage::{BIG, Stage, content};
 
@@ -20,6 +21,12 @@ async fn a_token_of_the_last_heartbeat_opens_every_blob() {
         assert_eq!(answer.status(), StatusCode::OK, "{}", file.path);
         assert_eq!(Checksums::of(&answer.bytes().await.unwrap()), file.checksums);
     }
+    stage
+        .eventually(|stage| async move {
+            let status: StatusView = stage.operator().ok(Method::GET, "admin/status", &()).await;
+            status.sync_port.blobs == 4 && status.sync_port.body_bytes == 590_100
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

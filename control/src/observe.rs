@@ -1,0 +1,43 @@
+//! Counts what the origin's two ports send, each by the class of its listener; it never waits.
+
+use std::sync::Arc;
+
+use freshet_api::Class;
+use freshet_engine::{Observer, ResponseRecord};
+use http::StatusCode;
+
+use crate::front_door::FrontDoorCounters;
+use crate::sync_site::SyncCounters;
+
+/// The engine's observer for control.
+#[derive(Debug)]
+pub struct OriginObserver {
+    front_door: Arc<FrontDoorCounters>,
+    sync: Arc<SyncCounters>,
+}
+
+impl OriginObserver {
+    /// Counts into these.
+    pub fn new(front_door: Arc<FrontDoorCounters>, sync: Arc<SyncCounters>) -> Self {
+        Self { front_door, sync }
+    }
+}
+
+impl Observer for OriginObserver {
+    fn responded(&self, record: &ResponseRecord<'_>) {
+        if matches!(record.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+            if record.class == Class::Delivery.number() {
+                self.front_door.sent(record.body_bytes);
+            } else if record.class == Class::Sync.number() {
+                self.sync.sent(record.body_bytes);
+            }
+        }
+        tracing::debug!(
+            peer = %record.peer,
+            request = record.request_line,
+            status = record.status.as_u16(),
+            bytes = record.body_bytes,
+            "answered"
+        );
+    }
+}
