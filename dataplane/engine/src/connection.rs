@@ -1,11 +1,12 @@
 //! One connection as a state machine: it is told that the socket is ready, and says what to wait for next.
 //!
 //! Between two requests it holds no buffer; a transfer, a body to be read past or a cold file is boxed while it
-//! lasts. It never waits itself: see [`serve`].
+//! lasts. It never waits itself: see [`Serve`].
 
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::StatusCode;
@@ -24,24 +25,22 @@ use crate::site::{FileAnswer, Unavailable};
 use crate::uring::{self, Socket};
 
 /// Serves a connection to its end.
-pub(crate) async fn serve(core: Rc<Core>, mut connection: Connection) {
-    // A client that connects rarely has its request there at once: wait first.
-    let mut step = Step::Readable;
-    loop {
-        match step {
-            Step::Readable => uring::readable(Rc::clone(&connection.socket)).await,
-            Step::Writable => uring::writable(Rc::clone(&connection.socket)).await,
-            Step::Yield => tokio::task::yield_now().await,
-            Step::Pause(pause) => Box::pin(tokio::time::sleep(pause)).await,
-            Step::Work(work) => {
-                let done = work.await;
-                connection.resume(&core, done);
-            }
-            Step::Close => break,
-        }
-        step = connection.advance(&core);
-    }
-    connection.close(&core);
+///
+/// Written by hand, since an `async fn` would keep the connection twice: an idle one is the future's size.
+pub(crate) struct Serve {
+    core: Rc<Core>,
+    connection: Connection,
+    waiting: Waiting,
+}
+
+enum Waiting {
+    /// The first look: a client that connects has rarely sent its request before we see it.
+    Nothing,
+    Socket(uring::Readiness),
+    Turn,
+    Pause(Pin<Box<tokio::time::Sleep>>),
+    Work(Work),
+    Over,
 }
 
 /// What a connection waits for.
@@ -50,8 +49,56 @@ pub(crate) enum Step {
     Writable,
     Yield,
     Pause(Duration),
-    Work(Pin<Box<dyn Future<Output = Done>>>),
+    Work(Work),
     Close,
+}
+
+/// Something to wait for that is rare enough to be boxed.
+type Work = Pin<Box<dyn Future<Output = Done>>>;
+
+impl Serve {
+    pub(crate) fn new(core: Rc<Core>, connection: Connection) -> Self {
+        Self { core, connection, waiting: Waiting::Nothing }
+    }
+}
+
+impl Future for Serve {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Self { core, connection, waiting } = self.get_mut();
+        loop {
+            match waiting {
+                Waiting::Nothing => {
+                    *waiting = Waiting::Socket(uring::readable(Rc::clone(&connection.socket)));
+                    continue;
+                }
+                Waiting::Socket(readiness) => ready!(Pin::new(readiness).poll(context)),
+                Waiting::Turn => {}
+                Waiting::Pause(pause) => ready!(pause.as_mut().poll(context)),
+                Waiting::Work(work) => {
+                    let done = ready!(work.as_mut().poll(context));
+                    connection.resume(core, done);
+                }
+                Waiting::Over => return Poll::Ready(()),
+            }
+            *waiting = match connection.advance(core) {
+                Step::Readable => Waiting::Socket(uring::readable(Rc::clone(&connection.socket))),
+                Step::Writable => Waiting::Socket(uring::writable(Rc::clone(&connection.socket))),
+                Step::Pause(pause) => Waiting::Pause(Box::pin(tokio::time::sleep(pause))),
+                Step::Work(work) => Waiting::Work(work),
+                Step::Yield => {
+                    *waiting = Waiting::Turn;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Step::Close => {
+                    connection.close(core);
+                    Waiting::Over
+                }
+            };
+        }
+    }
 }
 
 /// What came of waiting for the disk.
@@ -60,6 +107,8 @@ pub(crate) enum Done {
     Opened(Result<Rc<OpenFile>, Unavailable>),
     /// A span of a file is in the page cache now, or can't be read.
     Fetched(std::io::Result<()>),
+    /// What was sent before has gone.
+    Flushed,
 }
 
 /// One connection.
@@ -131,6 +180,9 @@ impl Connection {
         }
         self.turn = 0;
         loop {
+            if core.outbox.has_rest(self.id) {
+                return self.wait_for_outbox(core);
+            }
             let step = match &mut self.phase {
                 Phase::Reading => self.read(core),
                 Phase::Draining(_) => self.drain(core),
@@ -167,11 +219,11 @@ impl Connection {
     }
 
     /// Reports the end and gives everything back.
-    pub(crate) fn close(self, core: &Core) {
+    fn close(&self, core: &Core) {
         if let Phase::Sending(sending) = &self.phase {
             self.report(core, &sending.exchange, sending.outline, sending.transfer.sent);
         }
-        core.closed(self.id, &self.client(), self.slot);
+        core.closed(&self.client(), self.slot);
     }
 
     /// Reads and answers requests until there is no whole one left; `None` when the phase changed.
@@ -261,6 +313,7 @@ impl Connection {
         match Drain::new(head.framing, core.limits.body_drain_bytes_max) {
             Ok(drain) => {
                 if head.expects_continue && !more_came {
+                    core.outbox.flush();
                     let _ = uring::send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", false);
                 }
                 self.awaits(core, Awaits::Body, core.limits.head_timeout);
@@ -331,7 +384,21 @@ impl Connection {
         }
     }
 
+    /// An earlier small response is still on its way to a slow client; everything else comes after it.
+    fn wait_for_outbox(&self, core: &Core) -> Step {
+        self.awaits_us(core);
+        let sent = Rc::clone(&core.outbox).rest_sent(self.id);
+        Step::Work(Box::pin(async move {
+            sent.await;
+            Done::Flushed
+        }))
+    }
+
     fn send(&mut self, core: &Rc<Core>) -> Option<Step> {
+        core.outbox.flush();
+        if core.outbox.has_rest(self.id) {
+            return Some(self.wait_for_outbox(core));
+        }
         let class = core.listeners[usize::from(self.listener)].class;
         let Phase::Sending(sending) = &mut self.phase else { return None };
         let before = sending.transfer.sent;
@@ -443,11 +510,11 @@ impl Connection {
     }
 
     fn client(&self) -> Client<'_> {
-        Client { socket: &self.socket, listener: self.listener }
+        Client { socket: &self.socket, connection: self.id, listener: self.listener }
     }
 
     fn report(&self, core: &Core, exchange: &Exchange, outline: Outline, body_bytes: u64) {
-        core.responded(self.id, &self.client(), exchange, outline, body_bytes);
+        core.responded(&self.client(), exchange, outline, body_bytes);
     }
 }
 
@@ -472,3 +539,14 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// After this the pacer is asked again, whatever it said, so that a raised budget is noticed.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an idle connection costs is this, a task's header of about 100 bytes, and a [`Socket`].
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Serve>() <= 120, "{}", size_of::<Serve>());
+    }
+}

@@ -10,6 +10,9 @@ mod connection;
 mod deadline;
 pub mod directory;
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 pub mod limits;
 mod listen;

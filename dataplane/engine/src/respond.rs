@@ -19,12 +19,13 @@ use crate::ring::Core;
 use crate::send::assembled::Assembled;
 use crate::send::{Representation, Segment, Transfer};
 use crate::site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Unavailable};
-use crate::uring::{self, Socket};
+use crate::uring::Socket;
 
 /// Who asks, and by which listener.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client<'a> {
     pub(crate) socket: &'a Rc<Socket>,
+    pub(crate) connection: u64,
     pub(crate) listener: u16,
 }
 
@@ -48,7 +49,7 @@ impl Exchange {
 /// What a request came to.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// The kernel has taken all of the response.
+    /// All of the response is in the outbox.
     Sent(Outline),
     /// Ready to be sent.
     Prepared(Prepared),
@@ -220,7 +221,7 @@ fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, c
         && head.version == Version::Http11
         && close_after(core, head) == Close::Keep;
     if plain && core.is_unpaced(core.listeners[usize::from(client.listener)].class) {
-        return of_plain_file(core, wanted, file, client.socket);
+        return of_plain_file(core, wanted, file, client);
     }
     let representation = Representation::of_file(file, wanted);
     Reply::Prepared(of_representation(core, head, &representation, |range| match &file.content {
@@ -231,34 +232,24 @@ fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, c
     }))
 }
 
-/// The common case: the kept head, and the body with it when that is in memory, in one send.
-fn of_plain_file(core: &Core, wanted: &FileAnswer, file: &Rc<OpenFile>, socket: &Socket) -> Reply {
+/// The common case: the kept head, and the body with it when that is in memory.
+fn of_plain_file(core: &Core, wanted: &FileAnswer, file: &Rc<OpenFile>, client: &Client<'_>) -> Reply {
     let size = file.version.size;
     let outline = Outline { status: StatusCode::OK, promised: size, close: Close::Keep };
-    let in_memory = file.descriptor().is_none();
     let mut kept = file.assembled.borrow_mut();
     let kept = match &mut *kept {
         Some(kept) if kept.fits(wanted) => kept,
         other => other.insert(Assembled::new(file, wanted, &core.clock)),
     };
-    let head_length = kept.head_length();
     let bytes = kept.current(&core.clock);
-    // A broken connection is met again, and dealt with, by the transfer.
-    let taken = uring::send(socket, bytes, !in_memory).ok().flatten().unwrap_or(0);
-    let body_taken = taken.saturating_sub(head_length) as u64;
-    core.stats.body_bytes.add(body_taken);
-    if in_memory && taken == bytes.len() {
+    if let Content::Memory(_) = &file.content {
+        core.outbox.push(client.connection, client.socket, bytes);
+        core.stats.body_bytes.add(size);
         return Reply::Sent(outline);
     }
-    let mut segments = VecDeque::with_capacity(2);
-    if taken < head_length {
-        segments.push_back(Segment::Frame(Bytes::copy_from_slice(&bytes[taken..head_length])));
-    }
-    segments.push_back(match &file.content {
-        Content::Memory(body) => Segment::Memory(slice(body, &(body_taken..size))),
-        Content::Descriptor(_) => Segment::File { file: Rc::clone(file), position: 0, end: size },
-    });
-    Reply::Prepared(Prepared { transfer: Transfer::new(segments).with_sent(body_taken), outline })
+    let frame = Segment::Frame(Bytes::copy_from_slice(bytes));
+    let body = Segment::File { file: Rc::clone(file), position: 0, end: size };
+    Reply::Prepared(Prepared { transfer: Transfer::new([frame, body]), outline })
 }
 
 /// Any other answer about a file or a body of status 200: preconditions, ranges, HEAD, HTTP/1.0.

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::admission::Admission;
 use crate::clock::Clock;
-use crate::connection::{self, Connection};
+use crate::connection::{Connection, Serve};
 use crate::deadline::{Awaits, Deadlines, Due, Slot};
 use crate::files::FileCache;
 use crate::files::cache::CacheLimits;
@@ -23,6 +23,7 @@ use crate::limits::Limits;
 use crate::observe::{Observer, ResponseRecord};
 use crate::pace::Pacer;
 use crate::respond::{Client, Exchange, Outline};
+use crate::send::outbox::Outbox;
 use crate::server::RingStats;
 use crate::site::Site;
 use crate::uring::{self, Abilities, DrainPipe, Ring, Socket};
@@ -83,6 +84,7 @@ pub(crate) struct Core {
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) deadlines: Deadlines,
     pub(crate) pipe: DrainPipe,
+    pub(crate) outbox: Rc<Outbox>,
     /// Where bytes are received; borrowed within one turn only.
     pub(crate) scratch: Cell<Vec<u8>>,
     /// The allocation of the last request's field map.
@@ -115,6 +117,7 @@ impl Core {
             observer: setup.observer.clone(),
             deadlines: Deadlines::default(),
             pipe: DrainPipe::new()?,
+            outbox: Rc::new(Outbox::new(limits.send_timeout)),
             scratch: Cell::new(vec![0; limits.head_bytes_max + SCRATCH_SLACK_BYTES]),
             spare_headers: Cell::default(),
             admission: Arc::clone(&setup.admission),
@@ -145,7 +148,6 @@ impl Core {
     /// Counts and tells of a response that has ended.
     pub(crate) fn responded(
         &self,
-        connection: u64,
         client: &Client<'_>,
         exchange: &Exchange,
         outline: Outline,
@@ -155,7 +157,7 @@ impl Core {
         let Some(observer) = &self.observer else { return };
         let head = exchange.head.as_ref();
         observer.responded(&ResponseRecord {
-            connection,
+            connection: client.connection,
             class: self.listeners[usize::from(client.listener)].class,
             peer: client.socket.peer,
             request_line: head.map_or("", |head| head.line()),
@@ -170,10 +172,10 @@ impl Core {
     }
 
     /// Gives back what a connection held.
-    pub(crate) fn closed(&self, connection: u64, client: &Client<'_>, slot: Slot) {
+    pub(crate) fn closed(&self, client: &Client<'_>, slot: Slot) {
         if let Some(observer) = &self.observer {
             let class = self.listeners[usize::from(client.listener)].class;
-            observer.closed(connection, class, client.socket.as_fd());
+            observer.closed(client.connection, class, client.socket.as_fd());
         }
         self.deadlines.leave(slot);
         self.admission.leave(client.socket.peer.ip());
@@ -202,7 +204,7 @@ impl Core {
         self.stats.accepted.add(1);
         self.open.set(self.open.get() + 1);
         let connection = Connection::new(self, Rc::new(socket), self.take_id(), listener);
-        uring::spawn(connection::serve(Rc::clone(self), connection));
+        uring::spawn(Serve::new(Rc::clone(self), connection));
     }
 
     /// Deals with deadlines that have passed.
@@ -254,6 +256,7 @@ pub(crate) fn run(setup: Setup, ready: &std::sync::mpsc::SyncSender<io::Result<(
             let index = u16::try_from(index).unwrap_or(u16::MAX);
             uring::spawn(accept(Rc::clone(&core), Rc::clone(socket), index));
         }
+        uring::spawn(Rc::clone(&core.outbox).run());
         uring::spawn(sweep(Rc::clone(&core)));
         let _ = ready.send(Ok(()));
         let mut orders = setup.orders;
@@ -276,6 +279,7 @@ async fn finish(core: &Rc<Core>, sockets: &[Rc<ListeningSocket>], until: Instant
     }
     // The accept loops take what had connected before; then only requests in flight are left.
     tokio::task::yield_now().await;
+    core.outbox.flush();
     for due in core.deadlines.open(true) {
         core.end(&due);
     }

@@ -1,5 +1,6 @@
 //! The head of a file's plain 200, kept ready to be sent in one piece with a body that is in memory.
 
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use ::http::{HeaderName, HeaderValue, StatusCode};
@@ -13,8 +14,8 @@ use crate::site::FileAnswer;
 /// Head and in-memory body in one buffer, with what the head was made from.
 #[derive(Debug)]
 pub(crate) struct Assembled {
-    bytes: Vec<u8>,
-    head_length: usize,
+    /// Shared with the outbox until it is sent.
+    bytes: Rc<Vec<u8>>,
     date_start: usize,
     second: i64,
     etag: Option<HeaderValue>,
@@ -32,15 +33,13 @@ impl Assembled {
         representation.write(&mut writer, |_| false);
         writer.length(file.version.size).field("Accept-Ranges", b"bytes");
         let mut bytes = writer.end(None);
-        let head_length = bytes.len();
         let date_start = date_span(&bytes).map_or(0, |span| span.start);
         if let Content::Memory(body) = &file.content {
             bytes.reserve_exact(body.len());
             bytes.extend_from_slice(body);
         }
         Self {
-            bytes,
-            head_length,
+            bytes: Rc::new(bytes),
             date_start,
             second,
             etag: answer.etag.clone(),
@@ -59,18 +58,14 @@ impl Assembled {
     }
 
     /// The buffer with the date of now.
-    pub(crate) fn current(&mut self, clock: &Clock) -> &[u8] {
+    pub(crate) fn current(&mut self, clock: &Clock) -> &Rc<Vec<u8>> {
         let second = clock.second();
         if second != self.second {
             let date = clock.date();
-            self.bytes[self.date_start..self.date_start + date.len()].copy_from_slice(&date);
+            let span = self.date_start..self.date_start + date.len();
+            Rc::make_mut(&mut self.bytes)[span].copy_from_slice(&date);
             self.second = second;
         }
         &self.bytes
-    }
-
-    /// Bytes of the buffer that are head.
-    pub(crate) fn head_length(&self) -> usize {
-        self.head_length
     }
 }

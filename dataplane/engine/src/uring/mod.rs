@@ -17,7 +17,7 @@ pub(crate) use inline::{
     sendfile, unsent_bytes,
 };
 pub(crate) use operation::{
-    accept, cancel_accepts, open_beneath, prefetch, read_exact_at, readable, writable,
+    Readiness, accept, cancel_accepts, open_beneath, prefetch, read_exact_at, readable, writable,
 };
 pub(crate) use probe::{Abilities, ProbeError, probe};
 pub(crate) use socket::Socket;

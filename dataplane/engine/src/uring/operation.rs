@@ -37,25 +37,25 @@ fn submit<D: 'static>(owned: D, entry: squeue::Entry) -> InFlightOneshot<D, Plai
 }
 
 /// Waits until the socket has something to read, was shut down, or broke.
-pub(crate) fn readable(socket: Rc<Socket>) -> impl Future<Output = ()> {
+pub(crate) fn readable(socket: Rc<Socket>) -> Readiness {
     poll(socket, (libc::POLLIN | libc::POLLRDHUP) as u32)
 }
 
 /// Waits until the socket takes bytes again, was shut down, or broke.
-pub(crate) fn writable(socket: Rc<Socket>) -> impl Future<Output = ()> {
+pub(crate) fn writable(socket: Rc<Socket>) -> Readiness {
     poll(socket, libc::POLLOUT as u32)
 }
 
 /// The outcome is left to the call that follows: it meets the same error, with its own meaning.
-fn poll(socket: Rc<Socket>, events: u32) -> Poll {
+fn poll(socket: Rc<Socket>, events: u32) -> Readiness {
     let entry = opcode::PollAdd::new(types::Fd(socket.as_raw_fd()), events).build();
-    Poll(submit(socket, entry))
+    Readiness(submit(socket, entry))
 }
 
 /// A poll in flight; it owns the socket.
-struct Poll(InFlightOneshot<Rc<Socket>, Plain<Rc<Socket>>>);
+pub(crate) struct Readiness(InFlightOneshot<Rc<Socket>, Plain<Rc<Socket>>>);
 
-impl Future for Poll {
+impl Future for Readiness {
     type Output = ();
 
     fn poll(
