@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use freshet_api::Class;
+use freshet_ebpf::InterfaceChoice;
 use freshet_engine::{Listener, Observer, Pacer, Running, Server, Site};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -25,7 +26,7 @@ use crate::delivery::{DeliverySite, SharedTerms, Terms};
 use crate::exit::Failure;
 use crate::link::{Dialer, DialerOptions};
 use crate::logging::announce;
-use crate::mirror::{Mirror, MirrorOptions};
+use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::signals::{Ask, Signals};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
 use crate::watch::{ClientWatch, DeliveryWatch};
@@ -126,10 +127,14 @@ impl Volunteer {
             .context("cannot start the access log")
             .map_err(Failure::configuration)?
             .map(Arc::new);
-        let mirror = Mirror::open(MirrorOptions::new(state.join(STORE), config.tree_directory()))
-            .context("cannot open the mirror")?;
+        let mirror = Mirror::open(MirrorOptions::new(state.join(STORE), config.tree_directory())).map_err(
+            |error| match error {
+                MirrorError::Apart { .. } => Failure::configuration(error),
+                other => anyhow!(other).context("cannot open the mirror").into(),
+            },
+        )?;
         let counting = freshet_ebpf::Options {
-            interfaces: config.interfaces.choice().clone(),
+            interfaces: interfaces(&config),
             classifiers: config.classifiers,
             ..freshet_ebpf::Options::default()
         };
@@ -239,8 +244,19 @@ impl Volunteer {
         while self.signals.next().await == Ask::Reload {
             self.reload();
         }
-        let Self { mut signals, delivery, terms, phase, mut closed, agent, sync, sync_stop, addresses, config, .. } =
-            self;
+        let Self {
+            mut signals,
+            delivery,
+            terms,
+            phase,
+            mut closed,
+            agent,
+            sync,
+            sync_stop,
+            addresses,
+            config,
+            ..
+        } = self;
         let grace = config.grace();
         tracing::info!(grace_secs = grace.as_secs(), "stopping; a second signal ends it at once");
         sync_stop.send_replace(true);
@@ -328,6 +344,16 @@ fn listen_addresses(config: &Config) -> Vec<SocketAddr> {
     config.listen_addresses()
 }
 
+/// Which interfaces are counted; who serves on the loopback only wants to see that one.
+fn interfaces(config: &Config) -> InterfaceChoice {
+    let loopback_only =
+        !config.listen.is_empty() && config.listen.iter().all(|listen| listen.ip().is_loopback());
+    match config.interfaces.choice() {
+        InterfaceChoice::Automatic if loopback_only => LOOPBACK.parse().unwrap_or_default(),
+        choice => choice.clone(),
+    }
+}
+
 /// The connections that this host opens, by what they are for.
 struct Clients {
     control: Dialer,
@@ -357,7 +383,37 @@ impl Clients {
 const WORKERS: usize = 2;
 /// The store's name within a state directory.
 const STORE: &str = "store";
+const LOOPBACK: &str = "lo";
 const ADDRESSES: &str = "addresses.json";
 const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(10);
 const CLOSING_TOLD_WITHIN: Duration = Duration::from_secs(2);
 const LAST_HEARTBEAT_WITHIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(listen: &[&str], interfaces: &str) -> Config {
+        Config {
+            listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
+            interfaces: interfaces.parse().unwrap(),
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn the_loopback_is_counted_by_those_who_serve_there_only() {
+        let lo: InterfaceChoice = LOOPBACK.parse().unwrap();
+        assert_eq!(interfaces(&config(&["127.0.0.1:0", "[::1]:0"], "auto")), lo);
+        assert_eq!(interfaces(&config(&["127.0.0.1:0", "192.0.2.1:0"], "auto")), InterfaceChoice::Automatic);
+        assert_eq!(interfaces(&config(&[], "auto")), InterfaceChoice::Automatic);
+        assert_eq!(interfaces(&config(&["127.0.0.1:0"], "eth*")), "eth*".parse().unwrap());
+    }
+
+    #[test]
+    fn the_default_port_is_the_same_with_and_without_ipv6() {
+        let addresses = listen_addresses(&config(&[], "auto"));
+        assert_eq!(addresses.len(), 1);
+        assert!(addresses[0].ip().is_unspecified() && addresses[0].port() == config::DEFAULT_LISTEN.port());
+    }
+}
