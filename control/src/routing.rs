@@ -215,7 +215,9 @@ impl Routing {
     /// Rebuilds the table at once.
     pub fn rebuild(&self) {
         self.stale.store(false, Ordering::Release);
-        self.table.store(Arc::new(RoutingTable::build(&*self.registry, &*self.tracker, self.clock.now())));
+        let table = RoutingTable::build(&*self.registry, &*self.tracker, self.clock.now());
+        let before = self.table.swap(Arc::new(table));
+        tell_changes(&before, &self.load());
     }
 
     /// Keeps the table current until the task is aborted: after changes, and for silence, which is a change
@@ -248,6 +250,17 @@ impl Routing {
             } else {
                 self.reservations.age(route.node, now);
             }
+        }
+    }
+}
+
+/// Tells in the log who came and went.
+fn tell_changes(before: &RoutingTable, after: &RoutingTable) {
+    for route in after.routes() {
+        let was = before.route(route.node).map(|route| route.state);
+        if was.is_some_and(|was| was != route.state) {
+            let reason = route.reason.as_deref().unwrap_or("takes customers");
+            tracing::info!(node = %route.node, name = %route.name, state = ?route.state, reason, "volunteer");
         }
     }
 }

@@ -43,7 +43,7 @@ pub struct Options {
     /// taken for lost [default: 1000]
     #[arg(long, value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
-    /// Files up to this size are sent by the origin itself, such as `64 KiB` [default: 64 KiB]
+    /// Files smaller than this are sent by the origin itself, such as `64 KiB` [default: 64 KiB]
     #[arg(long, value_name = "SIZE")]
     pub direct_below: Option<Bytes>,
     /// Seconds for which a path whose content changed is sent by the origin itself [default: 300]
@@ -171,7 +171,7 @@ pub struct Settings {
     pub sync_url: Option<String>,
     /// Between two heartbeats.
     pub heartbeat: Duration,
-    /// Files up to this many bytes are sent by the origin itself.
+    /// Files smaller than this many bytes are sent by the origin itself.
     pub direct_below: u64,
     /// How long after a change of content a path is sent by the origin itself.
     pub changed_window: Duration,

@@ -93,7 +93,14 @@ fn run(settings: Settings) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let control = Control::start(settings).await?;
-        announce(control.addresses())?;
+        let addresses = control.addresses();
+        tracing::info!(
+            public_url = addresses.public_url,
+            sync_url = addresses.sync_url,
+            api_name = addresses.api_name,
+            "serving"
+        );
+        announce(addresses)?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -9,7 +9,9 @@ use freshet_api::{Bytes, FileId, NodeId};
 use freshet_engine::{Method, Request};
 use freshet_policy::Moment;
 use freshet_policy::reservation::{Promise, ReservationLedger};
-use freshet_policy::selection::{Candidate, Field, Nearness, Reach, RequestFacts, Standing, Verdict};
+use freshet_policy::selection::{
+    Candidate, Field, Nearness, Reach, RequestFacts, Standing, Verdict, Witness,
+};
 use http::{HeaderMap, header};
 
 use super::FrontDoor;
@@ -65,16 +67,8 @@ impl Customer {
     }
 }
 
-/// Whom a customer is sent to.
-#[derive(Debug)]
-pub(super) struct Chosen<'a> {
-    pub(super) route: &'a Route,
-    /// Others that could serve it as well, best first.
-    pub(super) duplicates: Vec<&'a Route>,
-}
-
 impl FrontDoor {
-    /// Picks a volunteer, or none when the origin must serve.
+    /// Volunteers to send a customer to, best first; none when the origin must serve.
     ///
     /// One that the customer was sent to just now comes only after all others, and not at all once it has
     /// missed a heartbeat since: control takes a volunteer for dead after some missed heartbeats, its customers
@@ -84,57 +78,38 @@ impl FrontDoor {
         table: &'a RoutingTable,
         entry: &FileEntry,
         customer: &Customer,
-    ) -> Option<Chosen<'a>> {
+    ) -> Vec<&'a Route> {
         let now = self.clock.now();
         let sent = self.recent.sent(customer.key(entry), now, self.options.avoid_window);
         let mut avoided = customer.tried.clone();
         avoided.extend(sent.iter().map(|(node, _)| *node));
-        let route = self.pick(table, entry, customer, &avoided, now).or_else(|| {
-            let mut silent = customer.tried.clone();
-            silent.extend(silent_since(table, &sent, now, self.options.heartbeat));
-            (silent.len() < avoided.len()).then(|| self.pick(table, entry, customer, &silent, now))?
-        })?;
-        let mut duplicates = Vec::new();
-        avoided.push(route.node);
-        while duplicates.len() < self.options.duplicates {
-            let Some(next) = self.pick(table, entry, customer, &avoided, now) else { break };
-            avoided.push(next.node);
-            duplicates.push(next);
+        let others = self.rank(table, entry, customer, &avoided, now);
+        if !others.is_empty() || sent.is_empty() {
+            return others;
         }
-        Some(Chosen { route, duplicates })
+        let mut silent = customer.tried.clone();
+        silent.extend(silent_since(table, &sent, now, self.options.heartbeat));
+        self.rank(table, entry, customer, &silent, now)
     }
 
-    /// Up to `max` volunteers that could serve the file, best first.
-    pub(super) fn ranked<'a>(
-        &self,
-        table: &'a RoutingTable,
-        entry: &FileEntry,
-        customer: &Customer,
-        max: usize,
-    ) -> Vec<&'a Route> {
-        let now = self.clock.now();
-        let mut ranked: Vec<&Route> = Vec::new();
-        let mut named = customer.tried.clone();
-        while ranked.len() < max {
-            let Some(next) = self.pick(table, entry, customer, &named, now) else { break };
-            named.push(next.node);
-            ranked.push(next);
-        }
-        ranked
-    }
-
-    fn pick<'a>(
+    /// The volunteers that were weighed for a request, the chosen one first, then by what decided.
+    pub(super) fn rank<'a>(
         &self,
         table: &'a RoutingTable,
         entry: &FileEntry,
         customer: &Customer,
         tried: &[NodeId],
         now: Moment,
-    ) -> Option<&'a Route> {
+    ) -> Vec<&'a Route> {
         let field = Holders::new(table, entry.file, customer.address, &self.reservations);
         let facts = facts(customer.bytes, customer.address, tried);
-        let choice = self.selector.select(&field, &facts, now, self.next_seed())?;
-        table.routes().get(choice.index)
+        let mut weighed = Weighed::default();
+        let choice = self.selector.pick(&field, &facts, now, self.next_seed(), &mut weighed);
+        let Some(choice) = choice else { return Vec::new() };
+        weighed.0.retain(|&(_, index)| index != choice.index);
+        weighed.0.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let indexes = std::iter::once(choice.index).chain(weighed.0.into_iter().map(|(_, index)| index));
+        indexes.filter_map(|index| table.routes().get(index)).collect()
     }
 
     /// As [`FrontDoor::choose`] would answer a first visit from `client`, in words and numbers.
@@ -161,6 +136,18 @@ impl FrontDoor {
             (None, None) => "the origin sends it: no volunteer is eligible".to_owned(),
         };
         ExplainView { path: path.to_owned(), client, decision, chosen, considered: considered.collect() }
+    }
+}
+
+/// What decided about each candidate that was weighed, with its place in the field.
+#[derive(Debug, Default)]
+struct Weighed(Vec<(f64, usize)>);
+
+impl Witness for Weighed {
+    fn saw(&mut self, index: usize, verdict: Verdict) {
+        if let Verdict::Weighed(score) = verdict {
+            self.0.push((score.value, index));
+        }
     }
 }
 

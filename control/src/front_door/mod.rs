@@ -30,7 +30,7 @@ use crate::api::PublicAddresses;
 use crate::catalog::{Catalog, FileEntry, Patterns, Snapshot};
 use crate::clock::{Clock, epoch_secs};
 use crate::routing::{Route, Routing, RoutingTable};
-use choice::{Chosen, Customer};
+use choice::Customer;
 use companion::Companion;
 use recent::Recent;
 
@@ -41,7 +41,7 @@ pub use counters::FrontDoorCounters;
 pub struct FrontDoorOptions {
     /// How customers reach it; set once the ports are bound.
     pub addresses: Arc<OnceLock<PublicAddresses>>,
-    /// Files up to this many bytes are sent by the origin itself.
+    /// Files smaller than this many bytes are sent by the origin itself.
     pub direct_below: u64,
     /// How long after a change of content a path is sent by the origin itself.
     pub changed_window: Duration,
@@ -145,18 +145,16 @@ impl FrontDoor {
                 return self.origin(entry, path);
             }
         }
-        match self.choose(&table, entry, &customer) {
-            Some(chosen) => self.redirect(request, entry, path, &customer, chosen, now),
-            None => {
-                FrontDoorCounters::count(&self.counters.fallback);
-                self.origin(entry, path)
-            }
-        }
+        let routes = self.choose(&table, entry, &customer);
+        self.redirect(request, entry, path, &customer, &routes, now).unwrap_or_else(|| {
+            FrontDoorCounters::count(&self.counters.fallback);
+            self.origin(entry, path)
+        })
     }
 
     /// Why the origin sends this file itself, if it does so always.
     fn direct_reason(&self, entry: &FileEntry, now: u64) -> Option<&'static str> {
-        if entry.size <= self.options.direct_below {
+        if entry.size < self.options.direct_below {
             return Some("small enough for the origin to send it itself");
         }
         if entry.last || self.options.patterns.is_metadata(entry.path.as_str()) {
@@ -203,40 +201,35 @@ impl FrontDoor {
         }
     }
 
+    /// A redirect to the first of `routes`, the next few named as duplicates; `None` when there is none.
     fn redirect(
         &self,
         request: &Request<'_>,
         entry: &FileEntry,
         path: &str,
         customer: &Customer,
-        chosen: Chosen<'_>,
+        routes: &[&Route],
         now: u64,
-    ) -> Answer {
-        let moment = self.clock.now();
-        if request.method == Method::Get {
-            self.reservations.reserve(chosen.route.node, customer.promise(entry), moment);
-            self.recent.note(customer.key(entry), chosen.route.node, moment);
-        }
+    ) -> Option<Answer> {
+        let chosen = routes.first()?;
         let encoded = fields::encode_path(path);
         let expires = self.ticket_expiry(now);
-        let location =
-            |route: &Route, tried: &[NodeId]| ticketed_url(route, path, &encoded, entry, expires, tried);
-        let Some(url) = location(chosen.route, customer.tried()) else {
-            FrontDoorCounters::count(&self.counters.fallback);
-            return self.origin(entry, path);
-        };
+        let named = routes.iter().take(1 + self.options.duplicates);
+        let urls: Vec<String> = named
+            .filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, customer.tried()))
+            .collect();
+        let location = HeaderValue::try_from(urls.first()?).ok()?;
+        if request.method == Method::Get {
+            let moment = self.clock.now();
+            self.reservations.reserve(chosen.node, customer.promise(entry), moment);
+            self.recent.note(customer.key(entry), chosen.node, moment);
+        }
         FrontDoorCounters::count(&self.counters.redirects);
         FrontDoorCounters::add(&self.counters.redirected_bytes, customer.bytes);
         let mut headers = fields::of_content(entry, &encoded);
         headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
-        let urls = std::iter::once(Some(url.clone()))
-            .chain(chosen.duplicates.iter().map(|route| location(route, customer.tried())));
-        headers.extend(fields::duplicates(urls.flatten()));
-        match HeaderValue::try_from(url) {
-            Ok(location) => Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers }),
-            // A volunteer's URL and an encoded path are ASCII; were they not, the origin still serves.
-            Err(_) => self.origin(entry, path),
-        }
+        headers.extend(fields::duplicates(urls.into_iter()));
+        Some(Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers }))
     }
 
     /// The file itself, from the repository, as the answer for `path`.
@@ -264,10 +257,9 @@ impl FrontDoor {
             let table = self.routing.load();
             let customer = Customer::of(request, entry, &[], &self.keyed);
             let expires = self.ticket_expiry(now);
-            let holders = self.ranked(&table, entry, &customer, METALINK_URLS_MAX);
-            urls.extend(
-                holders.iter().filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, &[])),
-            );
+            let holders = self.rank(&table, entry, &customer, &[], self.clock.now());
+            let holders = holders.iter().take(METALINK_URLS_MAX);
+            urls.extend(holders.filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, &[])));
         }
         let own = self.options.addresses.get().map_or("", |addresses| &addresses.front_door);
         urls.push(format!("{own}{encoded}"));

@@ -16,7 +16,7 @@ async fn a_restarted_control_knows_its_volunteers_and_asks_what_they_hold() {
     stage.stop().await;
     stage.start().await;
     assert_eq!(stage.control().addresses().sync_listen, before.sync_listen, "the sync port stays");
-    south.find(&stage);
+    south.find(stage.state());
     assert_eq!(stage.get(BIG).await.status(), StatusCode::OK, "nobody was heard of yet");
     let reply = south.beat().await;
     assert!(reply.want_holdings);

@@ -7,5 +7,6 @@ mod downloads;
 mod enrolment;
 mod lasting;
 mod operators;
+mod program;
 mod stage;
 mod sync_port;

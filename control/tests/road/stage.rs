@@ -104,13 +104,12 @@ impl Stage {
     }
 
     pub(crate) fn credentials(&self) -> OperatorCredentials {
-        serde_json::from_slice(&std::fs::read(self.state().join("admin.json")).unwrap()).unwrap()
+        credentials(self.state())
     }
 
     /// The operator.
     pub(crate) fn operator(&self) -> Caller {
-        let credentials = self.credentials();
-        Caller::new(&credentials.api, credentials.fingerprint, &credentials.token)
+        operator(self.state())
     }
 
     pub(crate) async fn invite(&self, name: &str) -> JoinString {
@@ -156,6 +155,17 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// The operator's credentials in a state directory.
+pub(crate) fn credentials(state: &Path) -> OperatorCredentials {
+    serde_json::from_slice(&std::fs::read(state.join("admin.json")).unwrap()).unwrap()
+}
+
+/// The operator of the control with this state directory.
+pub(crate) fn operator(state: &Path) -> Caller {
+    let credentials = credentials(state);
+    Caller::new(&credentials.api, credentials.fingerprint, &credentials.token)
 }
 
 /// Somebody who talks to the API.
@@ -257,9 +267,9 @@ impl Volunteer {
         })
     }
 
-    /// Talks to the API where it is now: the stage takes any port at each start.
-    pub(crate) fn find(&mut self, stage: &Stage) {
-        let credentials = stage.credentials();
+    /// Talks to the API where it is now: control takes any port at each start here.
+    pub(crate) fn find(&mut self, state: &Path) {
+        let credentials = credentials(state);
         self.caller = Caller::new(&credentials.api, credentials.fingerprint, &self.credential);
     }
 
@@ -283,6 +293,15 @@ impl Volunteer {
             count: self.held.len() as u64,
             digest: self.held.iter().fold(0, |digest, file| digest ^ holdings_digest(*file)),
         };
+    }
+
+    /// Sends the next heartbeat, and says whether it was acknowledged.
+    pub(crate) async fn try_beat(&mut self) -> bool {
+        let body = serde_json::to_vec(&self.next).unwrap();
+        self.next.sequence += 1;
+        let answer = self.caller.send(Method::POST, "heartbeat", body).await;
+        let Ok(answer) = answer else { return false };
+        answer.status() == StatusCode::OK && answer.json::<HeartbeatReply>().await.is_ok()
     }
 
     /// Sends the next heartbeat.
