@@ -21,7 +21,7 @@ pub struct Snapshot {
     rows: Vec<Arc<Vec<FileEntry>>>,
     by_path: Index,
     by_content: Index,
-    folders: Vec<Arc<HashMap<Box<str>, Folder>>>,
+    folders: Vec<Arc<HashMap<Arc<str>, Arc<Folder>>>>,
     links: Arc<BTreeMap<RepoPath, Box<str>>>,
     files: u64,
     bytes: u64,
@@ -311,7 +311,7 @@ impl Snapshot {
     }
 
     fn folder(&self, directory: &str) -> Option<&Folder> {
-        self.folders[folder_shard(directory)].get(directory)
+        self.folders[folder_shard(directory)].get(directory).map(|folder| &**folder)
     }
 
     /// The directory, made with its parents where it is missing.
@@ -320,10 +320,11 @@ impl Snapshot {
             let (above, name) = parent(directory);
             self.folder_for(above).folders.insert(name.into());
         }
-        match Arc::make_mut(&mut self.folders[folder_shard(directory)]).entry(directory.into()) {
+        let folder = match Arc::make_mut(&mut self.folders[folder_shard(directory)]).entry(directory.into()) {
             Entry::Occupied(folder) => folder.into_mut(),
-            Entry::Vacant(place) => place.insert(Folder::default()),
-        }
+            Entry::Vacant(place) => place.insert(Arc::default()),
+        };
+        Arc::make_mut(folder)
     }
 
     /// Removes the directory and its parents as far as nothing is left in them.
@@ -413,4 +414,4 @@ pub const LINK_HOPS_MAX: usize = 40;
 /// 512 rows to a chunk: 70 KB to copy for one change, 4,300 pointers for a copy of 2.2 million rows.
 const ROW_BITS: u32 = 9;
 const ROW_MASK: u32 = (1 << ROW_BITS) - 1;
-const FOLDER_SHARDS: usize = 1024;
+const FOLDER_SHARDS: usize = 4096;

@@ -1,7 +1,8 @@
 //! What inotify says has changed, gathered until the keeper asks.
 //!
 //! Only paths are taken from it, never what happened to them: the keeper looks for itself. When there are too many,
-//! or the kernel lost some, that is all that is said, and a walk finds them.
+//! or the kernel lost some, that is all that is said, and a walk finds them. The kernel tells nothing of a hard-linked
+//! file's other names, nor of writes through a memory map; these too are left to the walk.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
