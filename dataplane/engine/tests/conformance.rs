@@ -91,6 +91,13 @@ fn other_methods_are_not_allowed() {
 #[test]
 fn absolute_form() {
     assert_eq!(answered(request("GET", "http://other:80/a.txt", &[]), 200).body, b"0123456789");
+    for target in ["http://other", "http://other:80?a"] {
+        assert_eq!(
+            answered(request("GET", target, &[]), 404).text().lines().count(),
+            1,
+            "the root: RFC 9110 section 4.2.3"
+        );
+    }
     refused("GET http:///a.txt HTTP/1.1\r\nHost: test\r\n\r\n", 400);
 }
 

@@ -62,7 +62,7 @@ pub(crate) enum Version {
 pub(crate) enum Resource {
     /// A path.
     Path {
-        /// As sent, without the query.
+        /// As sent, without the query; empty for an absolute-form without a path, which means `/`.
         raw: Range<usize>,
         /// Decoded, when that differs from `raw`.
         decoded: Option<Vec<u8>>,
@@ -118,7 +118,14 @@ impl Head {
                     Cow::Borrowed(_) => None,
                     Cow::Owned(decoded) => Some(decoded),
                 };
-                (Resource::Path { raw: at(path), decoded, query: query.map(at) }, authority.map(at))
+                (
+                    Resource::Path {
+                        raw: if path.is_empty() { 0..0 } else { at(path) },
+                        decoded,
+                        query: query.map(at),
+                    },
+                    authority.map(at),
+                )
             }
             Target::Server | Target::Authority => (Resource::Server, None),
         };
@@ -157,6 +164,7 @@ impl Head {
     pub(crate) fn path(&self) -> &[u8] {
         match &self.resource {
             Resource::Path { decoded: Some(decoded), .. } => decoded,
+            Resource::Path { raw, .. } if raw.is_empty() => b"/",
             Resource::Path { raw, .. } => &self.bytes[raw.clone()],
             Resource::Server => b"*",
         }
@@ -165,6 +173,7 @@ impl Head {
     /// The path as sent.
     pub(crate) fn raw_path(&self) -> &str {
         match &self.resource {
+            Resource::Path { raw, .. } if raw.is_empty() => "/",
             Resource::Path { raw, .. } => self.text(raw),
             Resource::Server => "*",
         }
@@ -339,7 +348,7 @@ fn is_other_version(bytes: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// Where a part of `bytes` lies in it.
+/// Where a part of `bytes`, cut from it, lies in it.
 fn span(bytes: &Bytes, part: &str) -> Range<usize> {
     let start = part.as_ptr().addr() - bytes.as_ptr().addr();
     start..start + part.len()

@@ -11,7 +11,7 @@ pub(crate) enum Target<'a> {
     Resource {
         /// The authority of an absolute-form.
         authority: Option<&'a str>,
-        /// Still encoded; starts with `/`.
+        /// Still encoded; starts with `/`, or is empty in an absolute-form, which means `/` (section 4.2.3 of RFC 9110).
         path: &'a str,
         /// What follows `?`.
         query: Option<&'a str>,
@@ -55,7 +55,7 @@ impl<'a> Target<'a> {
                 Ok(Self::resource(Some(authority), path))
             } else {
                 let query = path.strip_prefix('?');
-                Ok(Self::Resource { authority: Some(authority), path: "/", query })
+                Ok(Self::Resource { authority: Some(authority), path: "", query })
             };
         }
         Err(Rejection::bad("expected a target that starts with / or http://\n"))
@@ -134,7 +134,7 @@ mod tests {
         );
         assert_eq!(
             parse("http://h?q").unwrap(),
-            Target::Resource { authority: Some("h"), path: "/", query: Some("q") }
+            Target::Resource { authority: Some("h"), path: "", query: Some("q") }
         );
         assert_eq!(Target::parse("*", "OPTIONS").unwrap(), Target::Server);
         for bad in ["*", "a", "http://", "http://u@h/", "ftp://h/", "/a#b", "/\u{e9}", "/a\u{7f}"] {
