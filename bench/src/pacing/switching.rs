@@ -30,7 +30,7 @@ pub(super) fn measure(testbed: &Testbed, programs: &Path) -> anyhow::Result<Vec<
     let volunteer = cluster.add_volunteer(testbed, "switched", &Link::new())?;
     let (host, delivery) = (volunteer.host().clone(), volunteer.delivery());
     let configuration = volunteer.state().join("dataplane.toml");
-    cluster.wait_for_sync(testbed, READY, &mut |_| {})?;
+    cluster.wait_for_sync(testbed, FILE, READY, &mut |_| {})?;
     segment_in_software(&host)?;
     let process = cluster.volunteers()[0].process().context("the volunteer runs")?;
     let original = std::fs::read_to_string(&configuration)?;
