@@ -77,6 +77,13 @@ impl Pool {
         }
     }
 
+    /// Connections that are kept and still open.
+    #[cfg(test)]
+    pub(super) fn open(&self) -> usize {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.values().flatten().filter(|kept| !kept.sender.is_closed()).count()
+    }
+
     fn forget_old(&self, idle: &mut HashMap<Place, Vec<Idle>>) {
         idle.retain(|_, kept| {
             kept.retain(|kept| !kept.sender.is_closed() && kept.since.elapsed() < self.idle_timeout);

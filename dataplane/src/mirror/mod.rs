@@ -339,3 +339,11 @@ fn now() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+impl Mirror {
+    /// Lets every write to the disk fail with this error number; 0 ends it.
+    pub(crate) fn fail_writes(&self, errno: i32) {
+        self.store.faults.errno.store(errno, Ordering::Relaxed);
+    }
+}

@@ -19,6 +19,8 @@ pub(super) struct Queue {
     waiting: VecDeque<Want>,
     delayed: BTreeMap<(Instant, ContentHash), Want>,
     under_way: HashMap<ContentHash, usize>,
+    /// Under way, and not wanted any more: however that ends, there is no other attempt.
+    in_vain: HashSet<ContentHash>,
     /// Fetched, and not yet known to be on disk.
     uncommitted: HashSet<ContentHash>,
     failures: HashMap<ContentHash, u32>,
@@ -37,6 +39,7 @@ impl Queue {
             waiting: VecDeque::new(),
             delayed: BTreeMap::new(),
             under_way: HashMap::new(),
+            in_vain: HashSet::new(),
             uncommitted: HashSet::new(),
             failures: HashMap::new(),
             source_failures: 0,
@@ -58,7 +61,8 @@ impl Queue {
                 || self.uncommitted.contains(content)
         };
         self.waiting = wants.into_iter().filter(|want| !busy(&want.content)).collect();
-        self.under_way.keys().filter(|content| !wanted.contains(content)).copied().collect()
+        self.in_vain = self.under_way.keys().filter(|content| !wanted.contains(content)).copied().collect();
+        self.in_vain.iter().copied().collect()
     }
 
     /// The next content to fetch now, if there is one and it may be.
@@ -103,11 +107,12 @@ impl Queue {
         self.uncommitted.insert(content);
     }
 
-    /// A fetch ended without a verdict.
-    pub(super) fn left(&mut self, content: &ContentHash) {
+    /// A fetch ended without a verdict; whether its content is still wanted.
+    pub(super) fn left(&mut self, content: &ContentHash) -> bool {
         if let Some(units) = self.under_way.remove(content) {
             self.units -= units;
         }
+        !self.in_vain.remove(content)
     }
 
     /// A batch is on disk, or was not kept.
@@ -121,7 +126,9 @@ impl Queue {
     ///
     /// Several in a row are taken for a trouble of the source.
     pub(super) fn file_failed(&mut self, want: Want, at_least: Option<Duration>, now: Instant, draw: f64) {
-        self.left(&want.content);
+        if !self.left(&want.content) {
+            return;
+        }
         let failures = self.failures.entry(want.content).or_default();
         *failures = failures.saturating_add(1);
         let delay = self.backoff.delay(*failures, at_least, draw);
@@ -136,15 +143,17 @@ impl Queue {
 
     /// The source is in trouble: nothing is asked of it for a while.
     pub(super) fn source_failed(&mut self, want: Want, now: Instant, draw: f64) {
-        self.left(&want.content);
-        self.waiting.push_front(want);
+        if self.left(&want.content) {
+            self.waiting.push_front(want);
+        }
         self.close(None, now, draw);
     }
 
     /// This host is in trouble: nothing is begun before `until`.
     pub(super) fn pause(&mut self, want: Option<Want>, until: Instant) {
-        if let Some(want) = want {
-            self.left(&want.content);
+        if let Some(want) = want
+            && self.left(&want.content)
+        {
             self.waiting.push_front(want);
         }
         self.paused_until = self.paused_until.max(Some(until));
@@ -278,7 +287,8 @@ mod tests {
         queue.next(now).unwrap();
         queue.next(now).unwrap();
         assert_eq!(queue.plan(vec![want(1, 1), want(4, 1)]), [want(2, 1).content]);
-        queue.left(&want(2, 1).content);
+        queue.file_failed(want(2, 1), None, now, 1.0);
+        assert_eq!(queue.failing(), 0, "what is not wanted is not tried again");
         assert_eq!(queue.next(now).unwrap().content, want(4, 1).content);
         assert_eq!(queue.next(now), None);
     }

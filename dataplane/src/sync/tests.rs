@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use self::origin::{FakeOrigin, Twist};
 use super::*;
 use crate::link::{Dialer, DialerOptions};
-use crate::mirror::{Mirror, MirrorOptions};
+use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 
 /// A mirror in a temporary directory, with the sync client running against a fake origin.
 struct Bench {
@@ -26,8 +26,9 @@ struct Bench {
     wanted: watch::Sender<u64>,
     stop: watch::Sender<bool>,
     running: Option<JoinHandle<()>>,
-    // Kept, so that the source never sees it closed.
-    _endpoint: watch::Sender<Option<OriginEndpoint>>,
+    /// Another directory than the temporary one.
+    on: Option<std::path::PathBuf>,
+    new_endpoint: watch::Sender<Option<OriginEndpoint>>,
     endpoint: watch::Receiver<Option<OriginEndpoint>>,
 }
 
@@ -43,13 +44,18 @@ impl Bench {
             wanted: watch::channel(0).0,
             stop: watch::channel(false).0,
             running: None,
-            _endpoint: sender,
+            on: None,
+            new_endpoint: sender,
             endpoint,
         }
     }
 
     fn tree(&self) -> std::path::PathBuf {
-        self.directory.path().join("tree")
+        self.root().join("tree")
+    }
+
+    fn root(&self) -> &Path {
+        self.on.as_deref().unwrap_or(self.directory.path())
     }
 
     async fn start(&mut self) {
@@ -57,10 +63,20 @@ impl Bench {
     }
 
     async fn start_with(&mut self, change: impl FnOnce(&mut MirrorOptions)) {
-        let mut options = MirrorOptions::new(self.directory.path().join("state"), self.tree());
+        let mut options = MirrorOptions::new(self.root().join("state"), self.tree());
         options.reserve_bytes = 0;
         change(&mut options);
-        let mirror = Mirror::open(options).unwrap();
+        // A killed one's last blocking step may still be letting go of the index.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mirror = loop {
+            match Mirror::open(options.clone()) {
+                Ok(mirror) => break mirror,
+                Err(MirrorError::InUse { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
         self.mirror = Some(Arc::clone(&mirror));
         let blobs = Origin::new(
             Dialer::new(DialerOptions { read_timeout: Duration::from_secs(2), ..DialerOptions::new(2) }),
@@ -188,4 +204,280 @@ async fn a_tree_is_fetched_changed_and_served() {
     let progress = bench.mirror().progress();
     assert_eq!((progress.files_missing, progress.bytes_missing, progress.files_held), (0, 0, 5));
     assert_eq!(progress.trouble, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_link_costs_what_was_cut_and_no_more() {
+    let mut bench = Bench::new().await;
+    let large = content(7, 5_000_000);
+    bench.origin.twist(&large, [Twist::CutAfter(1_000_000), Twist::CutAfter(2_500_000), Twist::CutAfter(10)]);
+    bench.start().await;
+    let files = [("iso", large, 1)];
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    let ranges = bench.origin.ranges();
+    assert_eq!(ranges.len(), 3, "{ranges:?}");
+    // What the origin had in its buffers when it broke off counts as sent there.
+    assert!(bench.origin.body_bytes() <= 5_000_000 + 3 * 600_000, "{}", bench.origin.body_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_client_continues_where_it_was() {
+    let mut bench = Bench::new().await;
+    let large = content(8, 4_000_000);
+    // It stops for good after 2 MB: the body says neither more nor that it ends.
+    bench.origin.twist(&large, [Twist::StallAfter(2_000_000)]);
+    bench.start().await;
+    let files = [("iso", large, 1), ("small", content(9, 100), 2)];
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    let partial = bench.directory.path().join("state/partial");
+    let received = || {
+        let sizes = std::fs::read_dir(&partial)
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().map_or(0, |m| m.len()));
+        sizes.sum::<u64>()
+    };
+    until("a part is on disk", || received() >= 1 << 20).await;
+    bench.kill().await;
+    assert!(!bench.tree().join("iso").exists());
+    let on_disk = received();
+    bench.start().await;
+    bench.complete(sequence).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    assert_eq!(bench.origin.ranges(), [format!("bytes={on_disk}-")]);
+    assert_eq!(received(), 0, "no partial file is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_dropped_and_asked_for_again() {
+    let mut bench = Bench::new().await;
+    let (small, large) = (content(10, 5_000), content(11, 1_000_000));
+    for content in [&small, &large] {
+        let twists = [Twist::WrongBytes, Twist::WrongLength, Twist::TooLong, Twist::WrongBytes];
+        bench.origin.twist(content, twists);
+    }
+    // What lies here already is not the beginning of it: the whole is fetched once more.
+    bench.origin.twist(&large, [Twist::CutAfter(500_000), Twist::WrongBytes, Twist::None]);
+    bench.start().await;
+    let files = [("small", small, 1), ("large", large, 2)];
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    until("the trouble is over", || bench.mirror().progress().trouble.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_without_ranges_is_asked_for_the_whole() {
+    let mut bench = Bench::new().await;
+    let large = content(12, 1_000_000);
+    bench.origin.twist(&large, [Twist::CutAfter(400_000), Twist::Whole]);
+    let other = content(13, 1_000_000);
+    bench.origin.twist(&other, [Twist::CutAfter(400_000), Twist::WrongRange, Twist::Status(416)]);
+    bench.start().await;
+    let files = [("large", large, 1), ("other", other, 2)];
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_waited_out_and_told() {
+    let mut bench = Bench::new().await;
+    let mut files = sample();
+    for (_, content, _) in &files {
+        bench.origin.twist(content, [503, 500, 401, 404, 301].map(Twist::Status));
+    }
+    bench.start().await;
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+
+    // One file is gone at the origin: the others come, and the indexes stay as they were.
+    let gone = content(14, 1_000);
+    bench.origin.twist(&gone, std::iter::repeat_n(Twist::Status(404), 200));
+    files.push(("pool/gone.deb", gone, 7));
+    files.push(("pool/new.deb", content(15, 1_000), 8));
+    let old_release = files[4].1.clone();
+    files[4] = ("dists/stable/Release", content(16, 900), 9);
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    until("the other one is here", || bench.tree().join("pool/new.deb").exists()).await;
+    until_or(
+        || bench.mirror().progress().trouble.is_some_and(|trouble| trouble.contains("pool/gone.deb")),
+        || format!("{:?}", bench.mirror().progress()),
+    )
+    .await;
+    assert_eq!(std::fs::read(bench.tree().join("dists/stable/Release")).unwrap(), old_release);
+    // The next manifest knows that it is gone.
+    files.remove(5);
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    until("the trouble is over", || bench.mirror().progress().trouble.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_it_and_room_lets_it_go_on() {
+    let mut bench = Bench::new().await;
+    bench.start().await;
+    let mut files = sample();
+    bench.sync(&files).await;
+    bench.mirror().fail_writes(rustix::io::Errno::NOSPC.raw_os_error());
+    files.push(("pool/d.deb", content(17, 1_000), 1));
+    files.push(("pool/e.deb", content(18, 1_000_000), 1));
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    let trouble = || bench.mirror().progress().trouble.unwrap_or_default();
+    until("it says so", || trouble().contains("make room")).await;
+    assert_eq!(walk(&bench.tree()), expected(&files[..5]));
+    assert!(bench.mirror().find(b"pool/a/a_1.deb").is_some(), "what is held is still served");
+    bench.mirror().fail_writes(rustix::io::Errno::ROFS.raw_os_error());
+    until("it says so", || trouble().contains("read-only")).await;
+    bench.mirror().fail_writes(0);
+    bench.complete(sequence).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    until("the trouble is over", || bench.mirror().progress().trouble.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_filesystem_fills_and_is_relieved() {
+    let Some(small) = SmallDisk::mount(12 << 20) else {
+        eprintln!("skipped: mounting a tmpfs needs root (CAP_SYS_ADMIN)");
+        return;
+    };
+    let mut bench = Bench::new().await;
+    bench.on = Some(small.path.clone());
+    bench.start_with(|options| options.reserve_bytes = 256 << 10).await;
+    let room = rustix::fs::statvfs(&small.path).unwrap();
+    let ballast = usize::try_from(room.f_bavail * room.f_frsize).unwrap() - (2 << 20);
+    std::fs::write(small.path.join("ballast"), vec![0; ballast]).unwrap();
+    let files: Vec<File> =
+        (0..3).map(|n| (["a", "b", "c"][n], content(n as u64, 900_000), n as i64)).collect();
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    let trouble = || bench.mirror().progress().trouble.unwrap_or_default();
+    until_or(|| trouble().contains("full"), || format!("{:?}", bench.mirror().progress())).await;
+    std::fs::remove_file(small.path.join("ballast")).unwrap();
+    bench.complete(sequence).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    bench.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_mirror_is_taken_over_without_a_fetch() {
+    let mut bench = Bench::new().await;
+    let files = sample();
+    for (path, content, _) in &files {
+        let path = bench.tree().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    std::fs::write(bench.tree().join("pool/own"), "mine").unwrap();
+    bench.start().await;
+    bench.sync(&files).await;
+    assert_eq!(bench.origin.requests(), 0);
+    let mut found = walk(&bench.tree());
+    assert_eq!(found.remove("pool/own").unwrap().0, b"mine");
+    assert_eq!(found, expected(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_found_wrong_is_fetched_again() {
+    let mut bench = Bench::new().await;
+    bench.start().await;
+    let files = sample();
+    bench.sync(&files).await;
+    let held = bench.mirror().find(b"pool/a/a_1.deb").unwrap();
+    let path = bench.mirror().blobs_directory().join(std::str::from_utf8(&held.blob).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "rubbish").unwrap();
+    bench.mirror().distrust(&held.content);
+    assert!(bench.mirror().find(b"pool/a/a_1.deb").is_none());
+    until("it is back", || bench.mirror().find(b"pool/a/a_1.deb").is_some()).await;
+    assert_eq!(std::fs::read(path).unwrap(), files[0].1);
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    assert_eq!(bench.origin.requests(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_manifest_overtakes_an_older_one() {
+    let mut bench = Bench::new().await;
+    let (never, old) = (content(20, 3_000_000), content(21, 1_000));
+    bench.origin.twist(&never, std::iter::repeat_n(Twist::StallAfter(1_000), 50));
+    bench.start().await;
+    let sequence = bench.origin.publish(&[("huge", never, 1), ("old", old, 2)]);
+    bench.wanted.send_replace(sequence);
+    until("the small one is here", || bench.tree().join("old").exists()).await;
+    let files = [("new", content(22, 2_000), 3)];
+    bench.sync(&files).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    until("its partial file is swept", || {
+        std::fs::read_dir(bench.directory.path().join("state/partial")).unwrap().next().is_none()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_and_a_clean_stop() {
+    let mut bench = Bench::new().await;
+    let names: Vec<String> = (0..3_000).map(|n| format!("pool/{}/f{n}", n % 40)).collect();
+    let names: &'static [String] = names.leak();
+    let files: Vec<File> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| (name.as_str(), content(n as u64, n % 5_000), n as i64))
+        .collect();
+    bench.start().await;
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    until("some are here", || bench.mirror().progress().files_held > 100).await;
+    bench.stop.send_replace(true);
+    bench.running.take().unwrap().await.unwrap();
+    let held = bench.mirror().progress().files_held;
+    let weak = Arc::downgrade(&bench.mirror.take().unwrap());
+    until("all work has ended", || weak.strong_count() == 0).await;
+    bench.stop.send_replace(false);
+    bench.start().await;
+    assert!(bench.mirror().progress().files_held >= held, "what was held before a stop is held after it");
+    bench.complete(sequence).await;
+    assert_eq!(walk(&bench.tree()), expected(&files));
+    // Each content once, but for those that were on their way when it was stopped.
+    assert!(bench.origin.requests() <= 3_000 + 600, "{}", bench.origin.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_refused_waits_for_a_better_one() {
+    let mut bench = Bench::new().await;
+    let url = bench.origin.url();
+    bench.new_endpoint.send_replace(Some(OriginEndpoint { url: url.clone(), token: "old".into() }));
+    bench.start().await;
+    let files = sample();
+    let sequence = bench.origin.publish(&files);
+    bench.wanted.send_replace(sequence);
+    until("it says so", || bench.mirror().progress().trouble.is_some_and(|t| t.contains("401"))).await;
+    bench.new_endpoint.send_replace(Some(OriginEndpoint { url, token: "t".into() }));
+    bench.complete(sequence).await;
+    until("the trouble is over", || bench.mirror().progress().trouble.is_none()).await;
+    assert!(bench.origin.requests() < 200, "the source is left alone while it refuses");
+}
+
+/// A filesystem of a few MiB that is unmounted when this goes.
+struct SmallDisk {
+    path: std::path::PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None` without the right to mount.
+    fn mount(bytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount("freshet-test", &path, "tmpfs", flags, size.as_c_str()).ok()?;
+        Some(Self { path, _directory: directory })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+    }
 }

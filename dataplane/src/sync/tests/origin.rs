@@ -34,6 +34,10 @@ pub(super) enum Twist {
     Whole,
     /// A `Content-Range` that was not asked for.
     WrongRange,
+    /// After this many bytes of the body nothing comes any more, and the connection stays open.
+    StallAfter(usize),
+    /// As it should be.
+    None,
 }
 
 #[derive(Default)]
@@ -151,15 +155,16 @@ impl FakeOrigin {
             from = None;
         }
         let mut response = Response::builder().header(ETAG, etag);
-        let mut cut = None;
+        let (mut cut, mut stall) = (None, false);
         let mut length = size - from.unwrap_or(0);
         match twist {
             Some(Twist::Status(code)) => return status(code),
             Some(Twist::CutAfter(bytes)) => cut = Some(bytes),
+            Some(Twist::StallAfter(bytes)) => (cut, stall) = (Some(bytes), true),
             Some(Twist::WrongBytes) => content.iter_mut().for_each(|byte| *byte ^= 0x55),
             Some(Twist::WrongLength) => length -= 1,
             Some(Twist::TooLong) => content.extend_from_slice(b"and more"),
-            Some(Twist::Whole | Twist::WrongRange) | None => {}
+            Some(Twist::Whole | Twist::WrongRange | Twist::None) | None => {}
         }
         if let Some(from) = from {
             let start = if matches!(twist, Some(Twist::WrongRange)) { from - 1 } else { from };
@@ -175,7 +180,7 @@ impl FakeOrigin {
             body.pop();
         }
         shared.body_bytes += cut.unwrap_or(body.len()).min(body.len());
-        response.body(Twisted { rest: body.into(), cut }).unwrap()
+        response.body(Twisted { rest: body.into(), cut, stall }).unwrap()
     }
 }
 
@@ -207,13 +212,15 @@ fn status(code: u16) -> Response<Twisted> {
     if code == 503 {
         response = response.header(RETRY_AFTER, "0");
     }
-    response.body(Twisted { rest: Bytes::new(), cut: None }).unwrap()
+    response.body(Twisted { rest: Bytes::new(), cut: None, stall: false }).unwrap()
 }
 
 /// A body that may break off.
 struct Twisted {
     rest: Bytes,
     cut: Option<usize>,
+    /// Whether it stops instead of breaking off.
+    stall: bool,
 }
 
 impl hyper::body::Body for Twisted {
@@ -224,6 +231,9 @@ impl hyper::body::Body for Twisted {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        if self.cut == Some(0) && self.stall {
+            return Poll::Pending;
+        }
         if self.cut == Some(0) {
             return Poll::Ready(Some(Err(std::io::ErrorKind::ConnectionReset.into())));
         }
