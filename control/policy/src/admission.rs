@@ -20,6 +20,12 @@ pub fn node_limit(rate: BytesPerSec, wait: Duration) -> Bytes {
     Bytes((rate.0 as f64 * wait.as_secs_f64()) as u64)
 }
 
+/// A node's limit as it is compared with its expected `backlog`, so that what is `outstanding` in all,
+/// slow clients' bytes included, stays within `limit`.
+pub fn limit_of_backlog(limit: Bytes, outstanding: Bytes, backlog: Bytes) -> Bytes {
+    Bytes(limit.0.saturating_sub(outstanding.0.saturating_sub(backlog.0)))
+}
+
 /// What the origin could serve itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OriginHeadroom {

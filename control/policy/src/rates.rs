@@ -138,12 +138,11 @@ impl CapacityEstimate {
     pub fn observe(&mut self, rate: BytesPerSec, backlogged: bool, now: Moment) {
         self.seen.add(rate.0, now);
         if backlogged {
-            if self.saturated_since.is_none() {
-                self.saturated_since = Some(now);
-                self.saturated = WindowedMax::new(SATURATED_WINDOW);
+            let since = *self.saturated_since.get_or_insert(now);
+            if now.since(since) >= SATURATED_PROOF {
+                self.saturated.add(rate.0, now);
+                self.saturated_heard = Some(now);
             }
-            self.saturated.add(rate.0, now);
-            self.saturated_heard = Some(now);
         } else {
             self.saturated_since = None;
         }
@@ -163,7 +162,6 @@ impl CapacityEstimate {
         let proven = self
             .saturated_heard
             .filter(|&heard| now.since(heard) < SATURATED_WINDOW)
-            .filter(|_| self.saturated_since.is_none_or(|since| now.since(since) >= SATURATED_PROOF))
             .map(|_| BytesPerSec(self.saturated.max()));
         match (claimed, proven) {
             (Some(claimed), Some(proven)) if (proven.0 as f64) < claimed.rate.0 as f64 * BELIEVED => {

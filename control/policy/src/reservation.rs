@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use freshet_api::{Bytes, FileId, NodeId};
+use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 
 use crate::draw::mix;
 use crate::moment::Moment;
@@ -96,6 +96,36 @@ impl ReservationLedger {
         self.existing(node).map_or(Bytes(0), |account| Bytes(account.outstanding()))
     }
 
+    /// Bytes that stand before a new request on `node` at `now`, as far as can be expected.
+    ///
+    /// Between two heartbeats nothing confirms what is delivered, and comparing raw promises would send
+    /// everybody to whoever reported last. So each promise is expected to leave at the node's rate as
+    /// [`ReservationLedger::observe`] set it; the next heartbeat corrects what was expected. Without a
+    /// rate, this is what is outstanding.
+    pub fn backlog(&self, node: NodeId, now: Moment) -> Bytes {
+        let Some(account) = self.existing(node) else { return Bytes(0) };
+        let drain = account.drain.load(Ordering::Relaxed);
+        if drain == 0 {
+            return Bytes(account.outstanding());
+        }
+        let ahead = account.due.load(Ordering::Relaxed).saturating_sub(now.0);
+        let expected = u128::from(ahead) * u128::from(drain) / 1_000_000_000;
+        Bytes(u64::try_from(expected).unwrap_or(u64::MAX).min(account.outstanding()))
+    }
+
+    /// Takes in, after [`ReservationLedger::confirm`], the rate at which `node` can deliver and whether
+    /// it had more to send than it could. On a node that is not saturated whatever is outstanding waits
+    /// for its clients, not for the node, and stands before nobody.
+    pub fn observe(&self, node: NodeId, rate: BytesPerSec, saturated: bool, now: Moment) {
+        if !in_range(node) || rate.0 == 0 {
+            return;
+        }
+        let account = self.account(node);
+        let queued = if saturated { account.outstanding() } else { 0 };
+        account.drain.store(rate.0, Ordering::Relaxed);
+        account.due.store(now.0.saturating_add(drain_nanos(queued, rate.0)), Ordering::Relaxed);
+    }
+
     /// Enters a redirect of `promise` to `node`.
     ///
     /// A retry moves the client's earlier promise instead of adding to it. Returns the bytes that were
@@ -120,7 +150,17 @@ impl ReservationLedger {
             Some((at, bytes)) if at == node => bytes.max(promise.bytes.0),
             _ => promise.bytes.0,
         };
-        self.account(node).reserved.fetch_add(add, Ordering::Relaxed);
+        let account = self.account(node);
+        account.reserved.fetch_add(add, Ordering::Relaxed);
+        let drain = account.drain.load(Ordering::Relaxed);
+        if drain > 0 {
+            let takes = drain_nanos(add, drain);
+            let queued = account.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
+                Some(due.max(now.0).saturating_add(takes))
+            });
+            // The closure always answers, so the update always succeeds.
+            let _ = queued;
+        }
         self.put_claim(&promise, node, claimed, now);
         Bytes(add)
     }
@@ -268,6 +308,10 @@ pub fn payload_of_wire(wire: Bytes) -> Bytes {
 struct Account {
     reserved: AtomicU64,
     settled: AtomicU64,
+    /// Expected rate of delivery, bytes per second; 0 when unknown.
+    drain: AtomicU64,
+    /// When everything promised is expected to have left, in nanoseconds.
+    due: AtomicU64,
     past: Mutex<Past>,
 }
 
@@ -345,6 +389,12 @@ struct Claim {
     owner: AtomicU64,
     /// Size in units, second of making, and part of the hash.
     body: AtomicU64,
+}
+
+/// Nanoseconds that `bytes` take at `rate`.
+fn drain_nanos(bytes: u64, rate: u64) -> u64 {
+    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
+    u64::try_from(nanos).unwrap_or(u64::MAX / 2)
 }
 
 fn claim_hash(promise: &Promise) -> u64 {
@@ -529,6 +579,26 @@ mod tests {
         ledger.confirm(A, report(1, 50 * MB, None), at(1.0));
         ledger.confirm(A, report(1, 100 * MB, None), at(2.0));
         assert_eq!(ledger.outstanding(A).0, 8 * MB);
+    }
+
+    #[test]
+    fn between_heartbeats_promises_are_expected_to_leave_at_the_rate() {
+        let ledger = ledger();
+        ledger.confirm(A, report(1, 0, None), at(0.0));
+        ledger.reserve(A, whole(1, 3 * MB), at(0.0));
+        assert_eq!(ledger.backlog(A, at(0.5)).0, 3 * MB, "no rate is known yet");
+        ledger.observe(A, BytesPerSec(10 * MB), true, at(1.0));
+        ledger.reserve(A, whole(2, 4 * MB), at(1.0));
+        assert_eq!(ledger.backlog(A, at(1.0)).0, 7 * MB);
+        assert_eq!(ledger.backlog(A, at(1.5)).0, 2 * MB);
+        assert_eq!(ledger.backlog(A, at(2.0)).0, 0);
+        assert_eq!(ledger.outstanding(A).0, 7 * MB, "nothing is confirmed");
+        ledger.observe(A, BytesPerSec(10 * MB), true, at(2.0));
+        assert_eq!(ledger.backlog(A, at(2.0)).0, 7 * MB, "the heartbeat says it has not left");
+        ledger.observe(A, BytesPerSec(10 * MB), false, at(3.0));
+        assert_eq!(ledger.backlog(A, at(3.0)).0, 0, "it waits for its clients");
+        assert_eq!(ledger.backlog(B, at(3.0)).0, 0);
+        ledger.observe(NodeId(u32::MAX), BytesPerSec(1), true, at(3.0));
     }
 
     #[test]

@@ -65,6 +65,13 @@ impl Picker {
         }
     }
 
+    /// A known peer has one piece more.
+    pub fn has(&mut self, peer: NodeId, piece: u32) {
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.held.insert(piece);
+        }
+    }
+
     /// A peer went away, or is not asked any more; what it was asked for is free again.
     pub fn forget(&mut self, peer: NodeId) {
         if let Some(piece) = self.peers.remove(&peer).and_then(|peer| peer.asked) {
