@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 
 use super::blobs::{Aside, blob_name};
 use super::incoming::{Arrived, ArrivedBytes};
-use super::state::RowNumber;
+use super::state::{Below, RowNumber};
 use super::tree::PlaceError;
 use super::{Mirror, MirrorError, Writer, now};
 
@@ -250,7 +250,7 @@ impl Mirror {
                 }
             },
             FileType::Directory if force => {
-                let (rows, links) = writer.state.published_below(at);
+                let Below { rows, links } = writer.state.published_below(at);
                 if rows.iter().any(|&(_, wanted)| wanted) || links.iter().any(|&(_, wanted)| wanted) {
                     return Ok(false);
                 }

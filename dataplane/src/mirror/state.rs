@@ -43,6 +43,12 @@ pub(super) struct Stamp {
     pub(super) ctime: (i64, u32),
 }
 
+/// What stands in the tree below a directory, and whether each is wanted there.
+pub(super) struct Below {
+    pub(super) rows: Vec<(RowNumber, bool)>,
+    pub(super) links: Vec<(RepoPath, bool)>,
+}
+
 /// A row as the index keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct StoredRow {
@@ -608,7 +614,7 @@ impl State {
     }
 
     /// Paths below a directory that are in the tree: rows and links, and whether each is wanted there.
-    pub(super) fn published_below(&self, directory: &str) -> (Vec<(RowNumber, bool)>, Vec<(RepoPath, bool)>) {
+    pub(super) fn published_below(&self, directory: &str) -> Below {
         let below = format!("{directory}/");
         // `0` follows `/` in ASCII, so that the range is all that starts with `below`.
         let end = format!("{directory}0");
@@ -616,7 +622,7 @@ impl State {
         let rows = self.paths.range::<str, _>(range()).filter_map(|(_, path)| path.published);
         let rows = rows.map(|number| (number, self.rows[&number].wanted)).collect();
         let links = self.links.range::<str, _>(range()).filter(|(_, link)| link.published.is_some());
-        (rows, links.map(|(path, link)| (path.clone(), link.wanted.is_some())).collect())
+        Below { rows, links: links.map(|(path, link)| (path.clone(), link.wanted.is_some())).collect() }
     }
 
     pub(super) fn row(&self, number: RowNumber) -> Option<&Arc<Row>> {

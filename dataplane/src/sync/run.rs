@@ -138,7 +138,7 @@ struct Sync<M, B> {
     backoff: Backoff,
     wanted: watch::Receiver<u64>,
     queue: Queue,
-    fetches: JoinSet<(Want, Result<(), FetchError>)>,
+    fetches: JoinSet<Fetched>,
     aborts: HashMap<ContentHash, AbortHandle>,
     tasks: HashMap<Id, ContentHash>,
     /// Nobody will want anything else: what is wanted now is still made.
@@ -155,6 +155,9 @@ struct Sync<M, B> {
     trouble: Trouble,
     going: Going,
 }
+
+/// A content and how its fetch ended.
+type Fetched = (Want, Result<(), FetchError>);
 
 #[derive(Default)]
 struct ManifestState {
@@ -312,7 +315,7 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
         self.tell();
     }
 
-    fn fetched(&mut self, fetched: Result<(Id, (Want, Result<(), FetchError>)), JoinError>) {
+    fn fetched(&mut self, fetched: Result<(Id, Fetched), JoinError>) {
         let (want, result) = match fetched {
             Ok((id, fetched)) => {
                 self.tasks.remove(&id);
