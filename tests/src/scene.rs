@@ -98,7 +98,9 @@ impl Scene {
     ///
     /// When that does not come in time.
     pub fn wait_for_sync(&self) -> Result<()> {
-        Ok(self.cluster.wait_for_sync(&self.testbed, PATIENCE, &mut |_| {})?)
+        let files = self.large_files()?;
+        let file = files.first().context("expected a large file in the repository")?;
+        Ok(self.cluster.wait_for_sync(&self.testbed, &file.path, PATIENCE, &mut |_| {})?)
     }
 
     /// Waits for a condition, for as long as tests wait.

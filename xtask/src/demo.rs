@@ -62,22 +62,24 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         .context("making a directory for states")?;
     let testbed = Testbed::start(Options { loopback: arguments.loopback, cancel, ..Options::default() })?;
     say(&format!("hosts: {}", testbed.backend()));
-    let customer = testbed.host("customer", &Link::new().rate(CUSTOMER))?;
-    let origin = Link::new().rate(ORIGIN);
+    let customer = testbed.host("customer", &Link::new().rate(CUSTOMER).single_packets())?;
+    let origin = Link::new().rate(ORIGIN).single_packets();
     let mut cluster = Cluster::start(&testbed, &programs, &repository.root, state.path(), &origin, &[])?;
     say(&format!("control runs; the front door is {}{}", cluster.url(""), rate(&testbed, ORIGIN)));
     for number in 1..=arguments.volunteers {
         let name = format!("volunteer-{number}");
-        let volunteer = cluster.add_volunteer(&testbed, &name, &Link::new().rate(VOLUNTEER))?;
+        let volunteer =
+            cluster.add_volunteer(&testbed, &name, &Link::new().rate(VOLUNTEER).single_packets())?;
         say(&format!(
             "{name} has joined and serves at {}{}",
             volunteer.delivery(),
             rate(&testbed, VOLUNTEER)
         ));
     }
-    sync(&testbed, &cluster, bytes)?;
-
     let chosen = choose(&files, usize::from(arguments.downloads));
+    let largest = chosen.last().context("every file is empty")?;
+    sync(&testbed, &cluster, &largest.path, bytes)?;
+
     say(&format!("the customer downloads {} files with curl through the front door", chosen.len()));
     let downloads = customer::download_all(&customer, &cluster, state.path(), &chosen)?;
     let counted = settle(&testbed, &cluster, &downloads)?;
@@ -110,7 +112,7 @@ fn repository(workspace: &Workspace, arguments: &Arguments) -> Result<Repository
 }
 
 /// Waits for the mirrors and shows how far they are: one line that is rewritten on a terminal, else one now and then.
-fn sync(testbed: &Testbed, cluster: &Cluster, bytes: u64) -> Result<()> {
+fn sync(testbed: &Testbed, cluster: &Cluster, path: &str, bytes: u64) -> Result<()> {
     let terminal = std::io::stdout().is_terminal();
     let started = Instant::now();
     let mut shown: Option<Instant> = None;
@@ -132,7 +134,7 @@ fn sync(testbed: &Testbed, cluster: &Cluster, bytes: u64) -> Result<()> {
     // Three copies over the slowest link, and as long again for a busy machine.
     let least = bytes / VOLUNTEER.as_bytes_per_sec() * cluster.volunteers().len() as u64;
     let patience = SYNC_MIN + Duration::from_secs(2 * least);
-    cluster.wait_for_sync(testbed, patience, &mut |mirrors| show(mirrors, false))?;
+    cluster.wait_for_sync(testbed, path, patience, &mut |mirrors| show(mirrors, false))?;
     show(&cluster.mirrors()?, true);
     Ok(())
 }

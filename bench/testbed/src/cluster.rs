@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{Error, Finished, Host, Link, Process, Program, Testbed, wait_until};
+use crate::{Cancel, Error, Finished, Host, Link, Process, Program, Testbed, wait_until};
 
 /// The built programs.
 #[derive(Clone, Debug)]
@@ -127,9 +127,14 @@ impl Cluster {
         self.control.as_ref()
     }
 
-    /// Ends control as a crash would (SIGKILL).
-    pub fn kill_control(&mut self) {
+    /// Ends control as a crash would (SIGKILL) and waits until its port is closed.
+    ///
+    /// # Errors
+    ///
+    /// When the port stays open.
+    pub fn kill_control(&mut self) -> Result<(), Error> {
         self.control = None;
+        wait_until_closed(&self.origin, self.front_door)
     }
 
     /// The origin's host.
@@ -282,8 +287,8 @@ impl Cluster {
             .map_err(|error| failed("success".to_owned(), format!("its answer is no JSON: {error}")))
     }
 
-    /// Waits until every volunteer that runs has the whole of control's catalogue and takes customers; `progress`
-    /// is told how far each is.
+    /// Waits until every volunteer that runs has the whole of control's catalogue, and customers who ask for `path`
+    /// can be sent to each of them; `progress` is told how far each is.
     ///
     /// # Errors
     ///
@@ -291,17 +296,25 @@ impl Cluster {
     pub fn wait_for_sync(
         &self,
         testbed: &Testbed,
+        path: &str,
         timeout: Duration,
         progress: &mut dyn FnMut(&[Mirror]),
     ) -> Result<(), Error> {
+        let running = || self.volunteers.iter().filter(|volunteer| volunteer.process.is_some());
         wait_until("the volunteers' mirrors to be complete", timeout, &testbed.cancel(), || {
             let mirrors = self.mirrors()?;
             progress(&mirrors);
-            let running = self.volunteers.iter().filter(|volunteer| volunteer.process.is_some());
-            let done = running
+            let done = running()
                 .map(|volunteer| mirrors.iter().find(|mirror| mirror.name == volunteer.name))
                 .all(|mirror| mirror.is_some_and(Mirror::is_ready));
-            Ok((done && !mirrors.is_empty()).then_some(()))
+            if !done || mirrors.is_empty() {
+                return Ok(None);
+            }
+            let explained = self.ctl(&["explain", path])?;
+            let considered = explained["considered"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let eligible =
+                |name: &str| considered.iter().any(|one| one["name"] == name && one["excluded"].is_null());
+            Ok(running().all(|volunteer| eligible(&volunteer.name)).then_some(()))
         })
     }
 
@@ -386,9 +399,14 @@ impl Volunteer {
         self.process.as_ref()
     }
 
-    /// Ends it as a crash would (SIGKILL).
-    pub fn kill(&mut self) {
+    /// Ends it as a crash would (SIGKILL) and waits until its port is closed.
+    ///
+    /// # Errors
+    ///
+    /// When the port stays open.
+    pub fn kill(&mut self) -> Result<(), Error> {
         self.process = None;
+        wait_until_closed(&self.host, self.delivery)
     }
 
     fn start(&mut self, programs: &Programs) -> Result<(), Error> {
@@ -398,6 +416,14 @@ impl Volunteer {
         self.process = Some(process);
         Ok(())
     }
+}
+
+/// The kernel takes some milliseconds to give up a dead process's ring, and with it the port: until then a
+/// connection still comes about, which would pass for a sign of life.
+fn wait_until_closed(host: &Host, addr: SocketAddr) -> Result<(), Error> {
+    wait_until(&format!("{addr} to be closed"), READY, &Cancel::default(), || {
+        Ok((!host.reaches(addr)?).then_some(()))
+    })
 }
 
 /// Percent-encodes what may not stand in a URL's path (RFC 3986, section 3.3).

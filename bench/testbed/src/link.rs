@@ -57,6 +57,7 @@ pub struct Link {
     pub(crate) up: Option<Rate>,
     pub(crate) down: Option<Rate>,
     pub(crate) queue: Duration,
+    pub(crate) segments: bool,
 }
 
 impl Link {
@@ -69,6 +70,7 @@ impl Link {
             up: None,
             down: None,
             queue: QUEUE,
+            segments: false,
         }
     }
 
@@ -96,6 +98,14 @@ impl Link {
     #[must_use]
     pub fn queue(mut self, time: Duration) -> Link {
         self.queue = time;
+        self
+    }
+
+    /// Sends single packets as a wire does, where the kernel would otherwise pass up to 64 KiB in one piece with one
+    /// header: then the kernel's counters are those of a wire too. It costs processor time.
+    #[must_use]
+    pub fn single_packets(mut self) -> Link {
+        self.segments = true;
         self
     }
 

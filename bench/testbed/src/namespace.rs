@@ -64,6 +64,11 @@ pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
         run("ip", &["-n", host, "addr", "add", v6, "dev", name, "nodad"])?;
     }
     run("ip", &["-n", host, "link", "set", name, "up"])?;
+    if link.segments {
+        // The stack then cuts what it sends into single packets itself, and interface counters count each of them.
+        run("ip", &["-n", host, "link", "set", name, "gso_max_segs", "1"])?;
+        run("ip", &["-n", hub, "link", "set", port, "gso_max_segs", "1"])?;
+    }
     limit(host, name, link.up, link)?;
     limit(hub, port, link.down, link)
 }

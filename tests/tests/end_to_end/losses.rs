@@ -89,11 +89,11 @@ fn a_killed_volunteers_customer_finishes_from_another() {
     let download = Slow::start(&scene, "survivor", &RETRY);
     download.wait_until_under_way(&scene);
     let victim = serving(&scene);
-    scene.cluster.volunteer_mut(victim).unwrap().kill();
+    scene.cluster.volunteer_mut(victim).unwrap().kill().unwrap();
     download.finish(&scene);
     // It did break: otherwise the test shows nothing.
     let log = download.process.log().unwrap();
-    assert!(log.contains("Will retry"), "{log}");
+    assert!(log.contains("transfer closed with") || log.contains("Recv failure"), "{log}");
     let survivor = scene.cluster.volunteers()[1 - victim].delivery();
     let (ip, port) = (survivor.ip().to_string(), survivor.port().to_string());
     assert!(log.contains(&format!("({ip}) port {port}")) || log.contains(&format!("{ip}:{port}")), "{log}");
@@ -106,7 +106,7 @@ fn with_all_volunteers_dead_the_origin_serves() {
     let first = Fetched::get(&scene.customer, &scene.cluster.url(LARGE), &target).unwrap();
     assert_eq!(first.redirects, 1);
     for index in 0..scene.cluster.volunteers().len() {
-        scene.cluster.volunteer_mut(index).unwrap().kill();
+        scene.cluster.volunteer_mut(index).unwrap().kill().unwrap();
     }
     let download = Slow::start(&scene, "stranded", &RETRY[2..]);
     download.finish(&scene);
@@ -136,9 +136,7 @@ fn control_killed_and_restarted_loses_nothing() {
 
     let download = Slow::start(&scene, "running", &[]);
     download.wait_until_under_way(&scene);
-    scene.cluster.kill_control();
-    let refused = scene.customer.reaches(scene.cluster.front_door()).unwrap();
-    assert!(!refused, "control still answers");
+    scene.cluster.kill_control().unwrap();
     scene.cluster.start_control().unwrap();
 
     assert_eq!(names(&scene), registered);
@@ -154,7 +152,7 @@ fn control_killed_and_restarted_loses_nothing() {
 fn a_volunteer_that_was_killed_comes_back_with_what_it_had() {
     let mut scene = scene(1);
     let synced = scene.volunteers_count("/ledger/synced_in_bytes").unwrap();
-    scene.cluster.volunteer_mut(0).unwrap().kill();
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
     scene.cluster.start_volunteer(0).unwrap();
     scene.wait_for_sync().unwrap();
     let target = scene.scratch("back").unwrap().join("file");
