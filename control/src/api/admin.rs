@@ -147,7 +147,7 @@ pub(super) async fn explain(
     query: Result<Query<ExplainQuery>, QueryRejection>,
 ) -> Result<Json<ExplainView>, Problem> {
     let Query(query) = query?;
-    let client = query.client.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    let client = query.client.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
     let explained = api.parts.front_door.explain(&query.path, client, now_secs());
     explained.map(Json).ok_or_else(|| not_catalogued(&query.path))
 }

@@ -185,7 +185,7 @@ impl Field for Holders<'_> {
         };
         // A volunteer that calls itself loopback is reached from this host only. `Reach` without a family
         // is excluded as unreachable.
-        let hidden = route.loopback && !self.client.is_loopback();
+        let hidden = route.loopback && !self.client.is_loopback() && !self.client.is_unspecified();
         Candidate {
             node: route.node,
             standing,
@@ -225,7 +225,12 @@ fn considered_view(route: &Route, verdict: &Verdict, field: &Holders<'_>) -> Con
 }
 
 fn facts(bytes: u64, client: IpAddr, tried: &[NodeId]) -> RequestFacts<'_> {
-    let family = if client.is_ipv4() { Reach::V4 } else { Reach::V6 };
+    let family = match client {
+        // Nobody in particular, as `ctl explain` asks without a client.
+        client if client.is_unspecified() => Reach::default(),
+        IpAddr::V4(_) => Reach::V4,
+        IpAddr::V6(_) => Reach::V6,
+    };
     // The family the client came by is one it has; of its schemes nothing is known, and all HTTP clients in
     // use follow a redirect to HTTPS.
     RequestFacts { size: Bytes(bytes), reach: family, client_rate: None, tried }
