@@ -21,7 +21,8 @@ struct Slot {
 impl Index {
     /// An empty one.
     pub(super) fn new() -> Self {
-        Self { shards: vec![Arc::new(Vec::new()); SHARDS] }
+        let empty = Arc::default();
+        Self { shards: vec![empty; SHARDS] }
     }
 
     /// All numbers that were put under this hash, lowest first.

@@ -283,7 +283,7 @@ impl Keeper {
             if let Some(dirty) = self.dirty.remove(&path) {
                 self.look(&path, dirty.deep);
             }
-            if count % PUMP_EVERY == 0 {
+            if count.is_multiple_of(PUMP_EVERY) {
                 self.pump();
             }
         }

@@ -173,7 +173,7 @@ impl Keeper {
         let mut unseen = HashSet::new();
         for (name, node) in listing.names {
             *looked += 1;
-            if *looked % PUMP_EVERY == 0 {
+            if looked.is_multiple_of(PUMP_EVERY) {
                 self.wait_for_room();
                 if self.stopping() {
                     return None;
@@ -434,7 +434,7 @@ fn ignored(path: &str) -> Option<&'static str> {
     (name == "lost+found").then_some("the file system's own")
 }
 
-/// `.NAME.XXXXXX`, six letters and digits by chance: all lower-case letters would rather be a file's own ending.
+/// `.NAME.` and six letters and digits by chance: all lower-case letters would rather be a file's own ending.
 fn is_rsync_temporary(name: &str) -> bool {
     let Some((stem, random)) = name.strip_prefix('.').and_then(|rest| rest.rsplit_once('.')) else {
         return false;

@@ -38,12 +38,13 @@ struct Folder {
 
 impl Snapshot {
     pub(super) fn empty(sequence: u64) -> Self {
+        let no_folders = Arc::default();
         Self {
             sequence,
             rows: Vec::new(),
             by_path: Index::new(),
             by_content: Index::new(),
-            folders: vec![Arc::new(HashMap::new()); FOLDER_SHARDS],
+            folders: vec![no_folders; FOLDER_SHARDS],
             links: Arc::default(),
             files: 0,
             bytes: 0,

@@ -446,7 +446,7 @@ fn what_cannot_be_catalogued_is_told_with_its_reason() {
     fs::write(repo.join(std::ffi::OsStr::from_bytes(b"latin-\xe9")), "x").unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(repo.join("socket")).unwrap();
     place.put("closed", "c");
-    fs::set_permissions(repo.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(repo.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     let catalog = place.open();
     assert!(has(&catalog, "good", "g"));
     for text in ["control characters", "rsync", "not UTF-8", "socket: a device"] {
