@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use freshet_api::{BytesPerSec, JoinString};
 
-use crate::access_log::AccessLogTarget;
+use crate::access_log::{AccessLogFormat, AccessLogTarget};
 use crate::config::{Interfaces, PublicUrl};
 use crate::exit::{EXIT_STATUS_HELP, Failure};
 use crate::limits::LimitOptions;
@@ -54,9 +54,17 @@ pub struct ServeOptions {
     #[arg(long, value_name = "RATE")]
     pub rate: Option<BytesPerSec>,
 
-    /// Record requests in this file (`-` for the standard output); SIGHUP opens it anew
+    /// Record requests in this file (`-` for the standard output); one that is moved away is made anew
     #[arg(long, value_name = "FILE|-|off", default_value = "off")]
     pub access_log: AccessLogTarget,
+
+    /// How the access log's lines look
+    #[arg(long, value_name = "FORMAT", default_value = "combined")]
+    pub access_log_format: AccessLogFormat,
+
+    /// Record one response in so many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub access_log_sample: u32,
 
     /// How the daemon's own log lines look
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -149,6 +157,14 @@ pub struct RunOptions {
     /// Where requests are recorded, in place of `log.access`
     #[arg(long, value_name = "FILE|-|off")]
     pub access_log: Option<AccessLogTarget>,
+
+    /// How the access log's lines look, in place of `log.access_format`
+    #[arg(long, value_name = "FORMAT")]
+    pub access_log_format: Option<AccessLogFormat>,
+
+    /// Record one response in so many, in place of `log.access_sample`
+    #[arg(long, value_name = "N")]
+    pub access_log_sample: Option<u32>,
 
     /// How the daemon's own log lines look, in place of `log.format`
     #[arg(long, value_name = "FORMAT")]

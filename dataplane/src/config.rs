@@ -12,7 +12,7 @@ use freshet_api::config::ConfigError;
 use freshet_ebpf::InterfaceChoice;
 use serde::{Deserialize, Serialize};
 
-use crate::access_log::AccessLogTarget;
+use crate::access_log::{AccessLogFormat, AccessLogTarget};
 use crate::limits::{LimitError, LimitOptions};
 use crate::logging::LogFormat;
 use crate::network::Network;
@@ -56,7 +56,7 @@ pub struct Config {
 }
 
 /// `[log]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// How the daemon's own lines look.
@@ -66,6 +66,22 @@ pub struct LogConfig {
     pub filter: Option<String>,
     /// Where requests are recorded.
     pub access: AccessLogTarget,
+    /// How such a line looks.
+    pub access_format: AccessLogFormat,
+    /// One response in so many is recorded.
+    pub access_sample: u32,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            filter: None,
+            access: AccessLogTarget::Off,
+            access_format: AccessLogFormat::Combined,
+            access_sample: 1,
+        }
+    }
 }
 
 impl Default for Config {
@@ -147,6 +163,10 @@ impl Config {
                 found,
             }));
         }
+        if self.log.access_sample == 0 {
+            let most = u64::from(u32::MAX);
+            return Err(LimitError { name: "log.access_sample", least: 1, most, found: 0 }.into());
+        }
         if let Some(filter) = &self.log.filter {
             crate::logging::check_filter(filter).map_err(|message| ValueError::Filter { message })?;
         }
@@ -199,6 +219,8 @@ impl Config {
             ("log.format", self.log.format != new.log.format),
             ("log.filter", self.log.filter != new.log.filter),
             ("log.access", self.log.access != new.log.access),
+            ("log.access_format", self.log.access_format != new.log.access_format),
+            ("log.access_sample", self.log.access_sample != new.log.access_sample),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -478,6 +500,9 @@ const TEMPLATE_TAIL: &str = "\
 #filter = \"info\"
 # A file, \"-\" for the standard output, or \"off\".
 #access = \"off\"
+# \"common\", \"combined\" or \"json\"; one response in access_sample is recorded.
+#access_format = \"combined\"
+#access_sample = 1
 ";
 
 #[cfg(test)]

@@ -9,16 +9,16 @@ use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use freshet_api::Class;
 use freshet_ebpf::InterfaceChoice;
-use freshet_engine::{Listener, Observer, Pacer, Running, Server, Site};
+use freshet_engine::{Listener, Observer, Observers, Pacer, Running, Server, Site};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::access_log::AccessLog;
+use crate::access_log;
 use crate::accounting::Ledger;
 use crate::agent::{Agent, Offer, Phase, STOPPING};
 use crate::budget::Budget;
 use crate::cli::RunOptions;
-use crate::config::{self, Config};
+use crate::config::{self, Config, LogConfig};
 use crate::control::ControlClient;
 use crate::counters::Counters;
 use crate::credential::Credential;
@@ -92,6 +92,8 @@ fn load(options: &RunOptions) -> Result<Config, Failure> {
     config.rings = options.rings.unwrap_or(config.rings);
     config.grace_secs = options.grace_secs.or(config.grace_secs);
     config.log.access = options.access_log.clone().unwrap_or(config.log.access);
+    config.log.access_format = options.access_log_format.unwrap_or(config.log.access_format);
+    config.log.access_sample = options.access_log_sample.unwrap_or(config.log.access_sample);
     config.log.format = options.log_format.unwrap_or(config.log.format);
     config.limits = options.limits.clone().or(config.limits);
     config.check().map_err(Failure::configuration)?;
@@ -106,7 +108,6 @@ struct Volunteer {
     delivery: Running,
     terms: SharedTerms,
     budget: Arc<Budget>,
-    log: Option<Arc<AccessLog>>,
     offer: watch::Sender<Offer>,
     phase: watch::Sender<Phase>,
     closed: watch::Receiver<bool>,
@@ -123,10 +124,10 @@ impl Volunteer {
         let state = config.state_directory();
         let limits = config.limits.to_limits().map_err(Failure::configuration)?;
         let signals = Signals::listen().context("cannot listen to signals")?;
-        let log = AccessLog::start(&config.log.access)
-            .context("cannot start the access log")
-            .map_err(Failure::configuration)?
-            .map(Arc::new);
+        let LogConfig { access, access_format, access_sample, .. } = &config.log;
+        let log = access_log::start(access, *access_format, *access_sample)
+            .context("cannot open the access log")
+            .map_err(Failure::configuration)?;
         let mirror = Mirror::open(MirrorOptions::new(state.join(STORE), config.tree_directory())).map_err(
             |error| match error {
                 MirrorError::Apart { .. } => Failure::configuration(error),
@@ -156,7 +157,9 @@ impl Volunteer {
             Arc::clone(&counters),
         )
         .context("cannot open the store")?;
-        let watch = DeliveryWatch::new(counted.classes.meter().clone(), Arc::clone(&counters), log.clone());
+        let watch = DeliveryWatch::new(counted.classes.meter().clone(), Arc::clone(&counters));
+        let mut observers = vec![Arc::new(watch) as Arc<dyn Observer>];
+        observers.extend(log.map(|log| log as Arc<dyn Observer>));
         let site: Arc<dyn Site> = Arc::new(site);
         let listeners = listen_addresses(&config).into_iter().map(|address| Listener {
             address,
@@ -171,7 +174,7 @@ impl Volunteer {
             rings: config.rings,
             limits,
             pacer: Some(Arc::clone(&budget) as Arc<dyn Pacer>),
-            observer: Some(Arc::new(watch) as Arc<dyn Observer>),
+            observer: Some(Arc::new(Observers(observers))),
         }
         .start()?;
         let bound = delivery.addresses().to_vec();
@@ -207,7 +210,7 @@ impl Volunteer {
         let sync = tokio::spawn(crate::sync::run(
             mirror,
             client.control(&credential),
-            Origin::new(client.sync.clone(), origin_heard, Arc::clone(&budget) as Arc<dyn ReadPacer>),
+            Origin::new(client.sync, origin_heard, Arc::clone(&budget) as Arc<dyn ReadPacer>),
             wanted_heard,
             SyncOptions::default(),
             sync_stop_heard,
@@ -215,10 +218,10 @@ impl Volunteer {
         let agent = tokio::spawn(agent.run(closed_said));
 
         let addresses = state.join(ADDRESSES);
+        write_addresses(&addresses, &bound)?;
         for address in &bound {
             announce(format_args!("delivery: http://{address}"));
         }
-        write_addresses(&addresses, &bound)?;
         tracing::info!(node = %credential.node, name = credential.name, control = credential.api, "volunteering");
         Ok(Self {
             options: options.clone(),
@@ -227,7 +230,6 @@ impl Volunteer {
             delivery,
             terms,
             budget,
-            log,
             offer,
             phase,
             closed,
@@ -290,9 +292,6 @@ impl Volunteer {
 
     /// Reads the configuration again; what can't be changed while running stays, and the log says what.
     fn reload(&mut self) {
-        if let Some(log) = &self.log {
-            log.reopen();
-        }
         let new = match load(&self.options) {
             Ok(new) => new,
             Err(failure) => {

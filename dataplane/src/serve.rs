@@ -1,12 +1,12 @@
 //! `dataplane serve`: a directory as a stand-alone static server. It knows nothing of tickets or control.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use freshet_engine::{DirectorySite, Listener, Observer, Pacer, ResponseRecord, Server, Site};
+use freshet_engine::{DirectorySite, Listener, Observer, Pacer, Server, Site};
 
-use crate::access_log::AccessLog;
+use crate::access_log;
 use crate::budget::Budget;
 use crate::cli::ServeOptions;
 use crate::exit::Failure;
@@ -25,10 +25,9 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
             format!("cannot serve {}; --root must be a readable directory", options.root.display())
         })
         .map_err(Failure::configuration)?;
-    let log = AccessLog::start(&options.access_log)
-        .context("cannot start the access log")
-        .map_err(Failure::configuration)?
-        .map(Arc::new);
+    let log = access_log::start(&options.access_log, options.access_log_format, options.access_log_sample)
+        .context("cannot open the access log")
+        .map_err(Failure::configuration)?;
     // Signals are taken over before the address is told, so that whoever waits for it may send one.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
@@ -47,18 +46,15 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
         rings: usize::from(options.rings),
         limits,
         pacer: options.rate.map(|rate| Arc::new(Budget::new(Some(rate))) as Arc<dyn Pacer>),
-        observer: log.clone().map(|log| Arc::new(Recorder { log }) as Arc<dyn Observer>),
+        observer: log.clone().map(|log| log as Arc<dyn Observer>),
     }
     .start()?;
     for address in running.addresses() {
         announce(format_args!("serving: http://{address}"));
     }
 
-    while runtime.block_on(signals.next()) == Ask::Reload {
-        if let Some(log) = &log {
-            log.reopen();
-        }
-    }
+    // There is no configuration to be read again, and the access log follows its rotation by itself.
+    while runtime.block_on(signals.next()) == Ask::Reload {}
     tracing::info!(grace_secs = options.grace_secs, "stopping; a second signal ends it at once");
     let grace = Duration::from_secs(options.grace_secs);
     runtime.block_on(signals.unless_hurried(async {
@@ -71,14 +67,4 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
     // A grace that was cut short must not be waited for here.
     runtime.shutdown_background();
     Ok(())
-}
-
-struct Recorder {
-    log: Arc<AccessLog>,
-}
-
-impl Observer for Recorder {
-    fn responded(&self, record: &ResponseRecord<'_>) {
-        self.log.record(record, SystemTime::now());
-    }
 }

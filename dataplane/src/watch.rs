@@ -1,4 +1,4 @@
-//! What is told about sockets and responses goes from here to the counters and the access log.
+//! What is told about sockets and responses goes from here to the counters.
 //!
 //! Called on the rings' own threads, and by the client connections of sync and agent; never waits.
 
@@ -6,12 +6,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use freshet_ebpf::{Class, Classes, MeteredSocket, PortClaim, SocketMeter};
 use freshet_engine::{Observer, ResponseRecord};
 
-use crate::access_log::AccessLog;
 use crate::counters::Counters;
 use crate::link::SocketObserver;
 
@@ -19,13 +17,12 @@ use crate::link::SocketObserver;
 pub struct DeliveryWatch {
     meter: SocketMeter,
     counters: Arc<Counters>,
-    log: Option<Arc<AccessLog>>,
 }
 
 impl DeliveryWatch {
     /// Tells these.
-    pub fn new(meter: SocketMeter, counters: Arc<Counters>, log: Option<Arc<AccessLog>>) -> Self {
-        Self { meter, counters, log }
+    pub fn new(meter: SocketMeter, counters: Arc<Counters>) -> Self {
+        Self { meter, counters }
     }
 }
 
@@ -42,9 +39,6 @@ impl Observer for DeliveryWatch {
 
     fn responded(&self, record: &ResponseRecord<'_>) {
         self.counters.responded(record);
-        if let Some(log) = &self.log {
-            log.record(record, SystemTime::now());
-        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! The delivery port over real sockets: what a ticket opens, what it does not, and that no path leaves the store.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod held;
 
@@ -56,7 +57,7 @@ impl Port {
             rings: 1,
             limits: Limits::default(),
             pacer: None,
-            observer: Some(Arc::new(DeliveryWatch::new(SocketMeter::new(), Arc::clone(&counters), None))),
+            observer: Some(Arc::new(DeliveryWatch::new(SocketMeter::new(), Arc::clone(&counters)))),
         };
         let running = match server.start() {
             Ok(running) => running,

@@ -1,4 +1,5 @@
 //! The `dataplane` program as a volunteer, against a control that the test plays.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake_control;
 mod held;
