@@ -15,7 +15,7 @@ use freshet_testbed::cluster::{Cluster, Mirror, Programs};
 use freshet_testbed::repository::{Kind, Repository, RepositoryFile, Selection};
 use freshet_testbed::{Backend, Host, Link, Options, Rate, Testbed, wait_until};
 
-use crate::workspace::{self, Workspace};
+use crate::workspace::Workspace;
 use crate::{interrupt, setup};
 
 /// How the demo is to be.
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let cancel = interrupt::cancel_on_signals()?;
     setup::prepare();
-    workspace::run(&mut workspace.cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    workspace.build_programs()?;
     let programs = Programs::in_directory(&workspace.programs())?;
     let repository = repository(workspace, arguments)?;
     let files = repository.files()?;

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::prepare();
     // The end-to-end tests run the programs, which cargo does not know.
-    workspace::run(&mut workspace.cargo(&["build", "--locked", "--workspace", "--bins"]))?;
+    workspace.build_programs()?;
     let repository =
         Repository::make(&workspace.repositories(), Selection::Small, &mut |step| eprintln!("{step}"))?;
     if let Kind::Generated { why } = &repository.kind {

@@ -78,6 +78,19 @@ impl Workspace {
         Ok(files)
     }
 
+    /// Builds the programs that the demo and the end-to-end tests run.
+    pub(crate) fn build_programs(&self) -> Result<()> {
+        run(&mut self.cargo(&[
+            "build",
+            "--locked",
+            "--bins",
+            "-p",
+            "freshet-control",
+            "-p",
+            "freshet-dataplane",
+        ]))
+    }
+
     /// A cargo command in the workspace, by the cargo that runs this program.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
