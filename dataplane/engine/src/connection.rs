@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::http::StatusCode;
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use crate::deadline::{Awaits, Slot};
 use crate::files::{Missing, OpenFile};
@@ -19,10 +20,10 @@ use crate::http::body::Drain;
 use crate::http::head::{Framing, Head, Verb};
 use crate::http::scan::{HeadScan, Scanned};
 use crate::respond::{self, Client, Close, Exchange, Outline, Prepared, Reply};
-use crate::ring::Core;
+use crate::ring::{Core, HOT_MILLIS};
 use crate::send::{Progress, Transfer};
 use crate::site::{FileAnswer, Unavailable};
-use crate::uring::{self, Socket};
+use crate::uring::{self, Delivery, Readiness, ReceiveBuffer, Receiving, Socket};
 
 /// Serves a connection to its end.
 ///
@@ -34,9 +35,11 @@ pub(crate) struct Serve {
 }
 
 enum Waiting {
-    /// The first look: a client that connects has rarely sent its request before we see it.
     Nothing,
-    Socket(uring::Readiness),
+    Socket(Readiness),
+    Request(Receiving),
+    /// For [`Connection::outgoing`].
+    Delivery,
     Turn,
     Pause(Pin<Box<tokio::time::Sleep>>),
     Work(Work),
@@ -45,8 +48,12 @@ enum Waiting {
 
 /// What a connection waits for.
 pub(crate) enum Step {
+    /// The next request, with a buffer if one can be had.
+    Request,
     Readable,
     Writable,
+    /// The response that the ring is sending.
+    Delivery,
     Yield,
     Pause(Duration),
     Work(Work),
@@ -58,7 +65,29 @@ type Work = Pin<Box<dyn Future<Output = Done>>>;
 
 impl Serve {
     pub(crate) fn new(core: Rc<Core>, connection: Connection) -> Self {
-        Self { core, connection, waiting: Waiting::Nothing }
+        let mut serve = Self { core, connection, waiting: Waiting::Nothing };
+        serve.wait_for_request(None);
+        serve
+    }
+
+    /// Waits with a buffer while the connection is busy, without one when it is not or none can be had.
+    fn wait_for_request(&mut self, held: Option<Box<ReceiveBuffer>>) {
+        let Self { core, connection, waiting } = self;
+        let buffer = match held {
+            Some(buffer) if connection.is_warm() => Some(buffer),
+            Some(buffer) => {
+                core.buffers.put(buffer);
+                None
+            }
+            None if connection.is_warm() => core.buffers.take(),
+            None => None,
+        };
+        let socket = Rc::clone(&connection.socket);
+        connection.await_request(core, buffer.is_some());
+        *waiting = match buffer {
+            Some(buffer) => Waiting::Request(uring::receive_later(socket, buffer)),
+            None => Waiting::Socket(uring::readable(socket)),
+        };
     }
 }
 
@@ -66,15 +95,22 @@ impl Future for Serve {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Self { core, connection, waiting } = self.get_mut();
+        let this = self.get_mut();
         loop {
+            let mut held = None;
+            let mut arrived = 0;
+            let Self { core, connection, waiting } = &mut *this;
             match waiting {
-                Waiting::Nothing => {
-                    *waiting = Waiting::Socket(uring::readable(Rc::clone(&connection.socket)));
-                    continue;
+                Waiting::Nothing | Waiting::Turn | Waiting::Delivery => {}
+                Waiting::Socket(readiness) => {
+                    ready!(Pin::new(readiness).poll(context));
+                    connection.is_readable(core);
                 }
-                Waiting::Socket(readiness) => ready!(Pin::new(readiness).poll(context)),
-                Waiting::Turn => {}
+                Waiting::Request(receiving) => {
+                    let (result, buffer) = ready!(Pin::new(receiving).poll(context));
+                    arrived = connection.received(result);
+                    held = Some(buffer);
+                }
                 Waiting::Pause(pause) => ready!(pause.as_mut().poll(context)),
                 Waiting::Work(work) => {
                     let done = ready!(work.as_mut().poll(context));
@@ -82,9 +118,32 @@ impl Future for Serve {
                 }
                 Waiting::Over => return Poll::Ready(()),
             }
-            *waiting = match connection.advance(core) {
-                Step::Readable => Waiting::Socket(uring::readable(Rc::clone(&connection.socket))),
+            let bytes = held.as_ref().map_or(&[][..], |buffer| buffer.filled(arrived));
+            let step = match connection.delivered(context) {
+                Poll::Ready(true) => connection.advance(core, bytes),
+                Poll::Ready(false) => Step::Close,
+                Poll::Pending => {
+                    connection.put_aside(bytes);
+                    if let Some(buffer) = held {
+                        core.buffers.put(buffer);
+                    }
+                    *waiting = Waiting::Delivery;
+                    return Poll::Pending;
+                }
+            };
+            if matches!(step, Step::Request) {
+                this.wait_for_request(held);
+                continue;
+            }
+            if let Some(buffer) = held {
+                core.buffers.put(buffer);
+            }
+            *waiting = match step {
+                Step::Request | Step::Readable => {
+                    Waiting::Socket(uring::readable(Rc::clone(&connection.socket)))
+                }
                 Step::Writable => Waiting::Socket(uring::writable(Rc::clone(&connection.socket))),
+                Step::Delivery => Waiting::Delivery,
                 Step::Pause(pause) => Waiting::Pause(Box::pin(tokio::time::sleep(pause))),
                 Step::Work(work) => Waiting::Work(work),
                 Step::Yield => {
@@ -107,12 +166,9 @@ pub(crate) enum Done {
     Opened(Result<Rc<OpenFile>, Unavailable>),
     /// A span of a file is in the page cache now, or can't be read.
     Fetched(std::io::Result<()>),
-    /// What was sent before has gone.
-    Flushed,
 }
 
 /// One connection.
-#[derive(Debug)]
 pub(crate) struct Connection {
     socket: Rc<Socket>,
     id: u64,
@@ -120,10 +176,35 @@ pub(crate) struct Connection {
     listener: u16,
     /// Requests answered since the last wait.
     turn: u16,
-    scan: HeadScan,
-    /// Bytes that came but are not used yet; without allocation between requests.
-    input: Vec<u8>,
+    /// Whether there may be something to read that has not been read yet.
+    unread: bool,
+    warmth: Warmth,
+    /// Bytes that came but are not used yet; nothing between requests.
+    partial: Option<Box<Partial>>,
     phase: Phase,
+    /// A response that the ring is sending; nothing else is sent before it has gone.
+    outgoing: Option<Delivery>,
+}
+
+/// How soon the next request is expected; a buffer is held only for one that is expected soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Warmth {
+    /// It has just connected, and its first request should be on the way.
+    New,
+    /// It has connected and fallen silent.
+    NewCold,
+    /// It had an answer, and the next request may be long in coming.
+    Cold,
+    /// Its last request followed the answer before closely.
+    Hot,
+    /// It was hot and has fallen silent.
+    Cooled,
+}
+
+#[derive(Debug, Default)]
+struct Partial {
+    scan: HeadScan,
+    input: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -160,11 +241,12 @@ impl Connection {
             slot,
             listener,
             turn: 0,
-            scan: HeadScan::default(),
-            input: Vec::new(),
+            unread: false,
+            warmth: Warmth::New,
+            partial: None,
             phase: Phase::Reading,
+            outgoing: None,
         };
-        connection.awaits(core, Awaits::First, core.limits.head_timeout);
         if let Some(observer) = &core.observer {
             let class = core.listeners[usize::from(listener)].class;
             let Socket { local, peer, .. } = &*connection.socket;
@@ -173,18 +255,69 @@ impl Connection {
         connection
     }
 
-    /// Goes on as far as it can without waiting.
-    pub(crate) fn advance(&mut self, core: &Rc<Core>) -> Step {
+    /// The ring says that the socket is ready for what was waited for.
+    fn is_readable(&mut self, core: &Core) {
+        self.unread = true;
+        let idle = u64::try_from(core.limits.idle_timeout.as_millis()).unwrap_or(u64::MAX);
+        if self.warmth == Warmth::Cold
+            && core.deadlines.awaits(self.slot) == Awaits::Request
+            && core.deadlines.left(self.slot, core.clock.millis()).saturating_add(HOT_MILLIS) > idle
+        {
+            self.warmth = Warmth::Hot;
+        }
+    }
+
+    /// Takes in how a receive ended and returns how many bytes came.
+    fn received(&mut self, result: std::io::Result<usize>) -> usize {
+        match result {
+            Ok(count) if count > 0 => {
+                self.unread = ReceiveBuffer::is_full(count);
+                count
+            }
+            // The sweep wants the buffer back.
+            Err(error) if error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) => {
+                self.warmth = if self.warmth == Warmth::New { Warmth::NewCold } else { Warmth::Cooled };
+                0
+            }
+            // The end, or an error: the next look meets it again.
+            _ => {
+                self.unread = true;
+                0
+            }
+        }
+    }
+
+    fn is_warm(&self) -> bool {
+        matches!(self.warmth, Warmth::New | Warmth::Hot)
+    }
+
+    /// Looks after the response that the ring is sending; `false` when it could not be sent.
+    fn delivered(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        let Some(outgoing) = &mut self.outgoing else { return Poll::Ready(true) };
+        let whole = ready!(Pin::new(outgoing).poll(context));
+        self.outgoing = None;
+        if !whole {
+            self.socket.reset_on_close();
+        }
+        Poll::Ready(whole)
+    }
+
+    /// Keeps bytes for later.
+    fn put_aside(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.partial.get_or_insert_default().input.extend_from_slice(bytes);
+        }
+    }
+
+    /// Goes on as far as it can without waiting, with bytes that have just come.
+    fn advance(&mut self, core: &Rc<Core>, mut arrived: &[u8]) -> Step {
         if core.deadlines.awaits(self.slot) == Awaits::Nothing {
             return Step::Close;
         }
         self.turn = 0;
         loop {
-            if core.outbox.has_rest(self.id) {
-                return self.wait_for_outbox(core);
-            }
             let step = match &mut self.phase {
-                Phase::Reading => self.read(core),
+                Phase::Reading => self.read(core, std::mem::take(&mut arrived)),
                 Phase::Draining(_) => self.drain(core),
                 Phase::Sending(_) => self.send(core),
                 Phase::Opening(opening) => Some(match opening.missing.take() {
@@ -226,17 +359,24 @@ impl Connection {
         core.closed(&self.client(), self.slot);
     }
 
-    /// Reads and answers requests until there is no whole one left; `None` when the phase changed.
-    fn read(&mut self, core: &Rc<Core>) -> Option<Step> {
+    /// Answers requests until there is no whole one left; `None` when the phase changed.
+    fn read(&mut self, core: &Rc<Core>, arrived: &[u8]) -> Option<Step> {
         let mut scratch = core.scratch.take();
-        let mut filled = self.take_input(&mut scratch);
-        let mut drained = false;
+        let Partial { mut scan, input } =
+            self.partial.take().map_or_else(Partial::default, |partial| *partial);
+        let mut filled = input.len();
+        scratch[..filled].copy_from_slice(&input);
+        scratch[filled..filled + arrived.len()].copy_from_slice(arrived);
+        filled += arrived.len();
         let step = loop {
-            let used = self.consume(core, &scratch[..filled]);
+            let used = self.consume(core, &scratch[..filled], &mut scan);
             scratch.copy_within(used..filled, 0);
             filled -= used;
             if !matches!(self.phase, Phase::Reading) {
                 break None;
+            }
+            if self.outgoing.is_some() && filled > 0 {
+                break Some(Step::Delivery);
             }
             if self.turn >= TURN_REQUESTS_MAX {
                 break Some(Step::Yield);
@@ -246,21 +386,25 @@ impl Connection {
                 filled = 0;
                 break None;
             }
-            if drained {
-                self.await_request(core, filled);
+            // Reading on after a response would let a fast client keep the others from their turn.
+            if !std::mem::take(&mut self.unread) {
+                if filled == 0 {
+                    break Some(Step::Request);
+                }
+                self.await_rest_of_head(core);
                 break Some(Step::Readable);
             }
             match uring::receive(&self.socket, &mut scratch[filled..]) {
                 Ok(Some(0)) | Err(_) => break Some(Step::Close),
                 Ok(Some(count)) => {
                     filled += count;
-                    drained = filled < scratch.len();
+                    self.unread = filled == scratch.len();
                 }
-                Ok(None) => drained = true,
+                Ok(None) => {}
             }
         };
         if filled > 0 {
-            self.input = scratch[..filled].to_vec();
+            self.partial = Some(Box::new(Partial { scan, input: scratch[..filled].to_vec() }));
             if matches!(self.phase, Phase::Closed) {
                 self.ended(core, Close::Linger);
             }
@@ -270,13 +414,17 @@ impl Connection {
     }
 
     /// Answers the whole requests at the start of `input` and returns how many bytes they were.
-    fn consume(&mut self, core: &Rc<Core>, input: &[u8]) -> usize {
+    fn consume(&mut self, core: &Rc<Core>, input: &[u8], scan: &mut HeadScan) -> usize {
         let mut at = 0;
-        while at < input.len() && matches!(self.phase, Phase::Reading) && self.turn < TURN_REQUESTS_MAX {
-            match self.scan.advance(&input[at..]) {
+        while at < input.len()
+            && matches!(self.phase, Phase::Reading)
+            && self.outgoing.is_none()
+            && self.turn < TURN_REQUESTS_MAX
+        {
+            match scan.advance(&input[at..]) {
                 Ok(Scanned::Partial { .. }) => break,
                 Ok(Scanned::Complete { start, end }) => {
-                    self.scan = HeadScan::default();
+                    *scan = HeadScan::default();
                     if end - start > core.limits.head_bytes_max {
                         self.reject(core, head_too_long());
                         return input.len();
@@ -313,7 +461,6 @@ impl Connection {
         match Drain::new(head.framing, core.limits.body_drain_bytes_max) {
             Ok(drain) => {
                 if head.expects_continue && !more_came {
-                    core.outbox.flush();
                     let _ = uring::send(&self.socket, b"HTTP/1.1 100 Continue\r\n\r\n", false);
                 }
                 self.awaits(core, Awaits::Body, core.limits.head_timeout);
@@ -325,7 +472,9 @@ impl Connection {
 
     fn drain(&mut self, core: &Rc<Core>) -> Option<Step> {
         let mut scratch = core.scratch.take();
-        let mut filled = self.take_input(&mut scratch);
+        let input = self.partial.take().map(|partial| partial.input).unwrap_or_default();
+        let mut filled = input.len();
+        scratch[..filled].copy_from_slice(&input);
         let step = loop {
             let Phase::Draining(draining) = &mut self.phase else { break None };
             match draining.0.advance(&scratch[..filled]) {
@@ -352,7 +501,10 @@ impl Connection {
             }
         };
         if filled > 0 {
-            self.input = scratch[..filled].to_vec();
+            self.put_aside(&scratch[..filled]);
+            if matches!(self.phase, Phase::Closed) {
+                self.ended(core, Close::Linger);
+            }
         }
         core.scratch.set(scratch);
         step
@@ -368,10 +520,17 @@ impl Connection {
     fn reply(&mut self, core: &Rc<Core>, exchange: Exchange, reply: Reply) {
         match reply {
             Reply::Sent(outline) => {
+                core.stats.body_bytes.add(outline.promised);
                 self.report(core, &exchange, outline, outline.promised);
-                if let Some(head) = exchange.head {
-                    core.spare_headers.set(head.into_spare());
-                }
+                exchange.recycle(core);
+                self.ended(core, outline.close);
+            }
+            Reply::Queued(outline, bytes) => {
+                // It counts as sent: the kernel has it from this turn on.
+                self.outgoing = Some(uring::deliver(Rc::clone(&self.socket), bytes));
+                core.stats.body_bytes.add(outline.promised);
+                self.report(core, &exchange, outline, outline.promised);
+                exchange.recycle(core);
                 self.ended(core, outline.close);
             }
             Reply::Prepared(Prepared { transfer, outline }) => {
@@ -384,21 +543,8 @@ impl Connection {
         }
     }
 
-    /// An earlier small response is still on its way to a slow client; everything else comes after it.
-    fn wait_for_outbox(&self, core: &Core) -> Step {
-        self.awaits_us(core);
-        let sent = Rc::clone(&core.outbox).rest_sent(self.id);
-        Step::Work(Box::pin(async move {
-            sent.await;
-            Done::Flushed
-        }))
-    }
-
     fn send(&mut self, core: &Rc<Core>) -> Option<Step> {
-        core.outbox.flush();
-        if core.outbox.has_rest(self.id) {
-            return Some(self.wait_for_outbox(core));
-        }
+        self.unread = false;
         let class = core.listeners[usize::from(self.listener)].class;
         let Phase::Sending(sending) = &mut self.phase else { return None };
         let before = sending.transfer.sent;
@@ -409,6 +555,9 @@ impl Connection {
                 if let Phase::Sending(sending) = std::mem::replace(&mut self.phase, Phase::Reading) {
                     self.report(core, &sending.exchange, sending.outline, sending.transfer.sent);
                     self.ended(core, sending.outline.close);
+                    if sending.transfer.sent >= TURN_BYTES && matches!(self.phase, Phase::Reading) {
+                        return Some(if self.partial.is_none() { Step::Request } else { Step::Yield });
+                    }
                 }
                 None
             }
@@ -459,9 +608,14 @@ impl Connection {
 
     fn ended(&mut self, core: &Core, close: Close) {
         self.phase = match close {
-            Close::Keep => Phase::Reading,
+            Close::Keep => {
+                if self.warmth != Warmth::Hot {
+                    self.warmth = Warmth::Cold;
+                }
+                Phase::Reading
+            }
             // Bytes that nobody reads would turn the close into a reset, and that could overtake the response.
-            Close::Now if self.input.is_empty() => Phase::Closed,
+            Close::Now if self.partial.is_none() => Phase::Closed,
             Close::Now | Close::Linger => {
                 self.socket.shut_down_sending();
                 self.awaits(core, Awaits::End, LINGER_TIME);
@@ -485,17 +639,30 @@ impl Connection {
         step
     }
 
-    fn take_input(&mut self, scratch: &mut [u8]) -> usize {
-        let input = std::mem::take(&mut self.input);
-        scratch[..input.len()].copy_from_slice(&input);
-        input.len()
+    /// Sets the deadline between two requests, or before the first.
+    fn await_request(&self, core: &Core, with_buffer: bool) {
+        let (first, whole) = match self.warmth {
+            Warmth::New | Warmth::NewCold => (true, core.limits.head_timeout),
+            Warmth::Cold | Warmth::Hot | Warmth::Cooled => (false, core.limits.idle_timeout),
+        };
+        let hot = Duration::from_millis(HOT_MILLIS).min(whole / 2);
+        let time = match self.warmth {
+            _ if with_buffer => hot,
+            Warmth::NewCold | Warmth::Cooled => whole - hot,
+            Warmth::New | Warmth::Cold | Warmth::Hot => whole,
+        };
+        let what = match (first, with_buffer) {
+            (true, true) => Awaits::FirstHot,
+            (true, false) => Awaits::First,
+            (false, true) => Awaits::RequestHot,
+            (false, false) => Awaits::Request,
+        };
+        self.awaits(core, what, time);
     }
 
-    /// Sets the deadline that fits: idle, or in the middle of a head whose time began with its first byte.
-    fn await_request(&self, core: &Core, filled: usize) {
-        if filled == 0 {
-            self.awaits(core, Awaits::Request, core.limits.idle_timeout);
-        } else if core.deadlines.awaits(self.slot) != Awaits::Head {
+    /// A head's time began with its first bytes, however many more come.
+    fn await_rest_of_head(&self, core: &Core) {
+        if core.deadlines.awaits(self.slot) != Awaits::Head {
             self.awaits(core, Awaits::Head, core.limits.head_timeout);
         }
     }
@@ -510,7 +677,12 @@ impl Connection {
     }
 
     fn client(&self) -> Client<'_> {
-        Client { socket: &self.socket, connection: self.id, listener: self.listener }
+        Client {
+            socket: &self.socket,
+            connection: self.id,
+            listener: self.listener,
+            busy: self.warmth == Warmth::Hot,
+        }
     }
 
     fn report(&self, core: &Core, exchange: &Exchange, outline: Outline, body_bytes: u64) {
@@ -527,6 +699,9 @@ fn head_too_long() -> Rejection {
 
 /// Pipelined requests of one connection that are answered before the others get their turn.
 const TURN_REQUESTS_MAX: u16 = 32;
+
+/// Body bytes of one response after which the others get their turn, whatever was pipelined.
+const TURN_BYTES: u64 = 256 << 10;
 
 /// How long a client has to end its side after a refused request.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -547,6 +722,6 @@ mod tests {
     /// What an idle connection costs is this, a task's header of about 100 bytes, and a [`Socket`].
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Serve>() <= 120, "{}", size_of::<Serve>());
+        assert!(size_of::<Serve>() <= 144, "{}", size_of::<Serve>());
     }
 }

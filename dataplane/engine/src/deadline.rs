@@ -12,6 +12,10 @@ pub(crate) enum Awaits {
     First,
     /// The next request; nothing of it has come.
     Request,
+    /// The first request, with a buffer held for it: to be given back soon.
+    FirstHot,
+    /// The next request, with a buffer held for it: to be given back soon.
+    RequestHot,
     /// The rest of a head.
     Head,
     /// The rest of a request body.
@@ -90,6 +94,11 @@ impl Deadlines {
         self.at.borrow_mut()[slot.index()] = at;
     }
 
+    /// Milliseconds until the deadline.
+    pub(crate) fn left(&self, slot: Slot, now: u64) -> u64 {
+        self.at.borrow()[slot.index()].saturating_sub(now)
+    }
+
     /// What is awaited now.
     pub(crate) fn awaits(&self, slot: Slot) -> Awaits {
         self.awaits.borrow()[slot.index()]
@@ -117,7 +126,7 @@ impl Deadlines {
         let count = self.entries.borrow().len();
         (0..count)
             .filter_map(|index| self.describe(index))
-            .filter(|due| !idle_only || due.awaits == Awaits::Request)
+            .filter(|due| !idle_only || matches!(due.awaits, Awaits::Request | Awaits::RequestHot))
             .collect()
     }
 

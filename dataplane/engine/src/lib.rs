@@ -18,6 +18,7 @@ pub mod limits;
 mod listen;
 pub mod observe;
 pub mod pace;
+mod receive;
 mod respond;
 mod ring;
 mod send;

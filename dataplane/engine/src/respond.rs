@@ -19,7 +19,7 @@ use crate::ring::Core;
 use crate::send::assembled::Assembled;
 use crate::send::{Representation, Segment, Transfer};
 use crate::site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Unavailable};
-use crate::uring::Socket;
+use crate::uring::{self, Socket};
 
 /// Who asks, and by which listener.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,8 @@ pub(crate) struct Client<'a> {
     pub(crate) socket: &'a Rc<Socket>,
     pub(crate) connection: u64,
     pub(crate) listener: u16,
+    /// Whether a send may be left to the ring: the connection looks after it before it goes on.
+    pub(crate) busy: bool,
 }
 
 /// A request while it is answered.
@@ -46,11 +48,22 @@ impl Exchange {
     }
 }
 
+impl Exchange {
+    /// Gives allocations back for the next request.
+    pub(crate) fn recycle(self, core: &Core) {
+        if let Some(head) = self.head {
+            core.spare_headers.set(head.into_spare());
+        }
+    }
+}
+
 /// What a request came to.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// All of the response is in the outbox.
+    /// The kernel has taken all of the response.
     Sent(Outline),
+    /// All of the response is here, to be sent through the ring.
+    Queued(Outline, Rc<Vec<u8>>),
     /// Ready to be sent.
     Prepared(Prepared),
     /// The file must be waited for.
@@ -242,14 +255,28 @@ fn of_plain_file(core: &Core, wanted: &FileAnswer, file: &Rc<OpenFile>, client: 
         other => other.insert(Assembled::new(file, wanted, &core.clock)),
     };
     let bytes = kept.current(&core.clock);
-    if let Content::Memory(_) = &file.content {
-        core.outbox.push(client.connection, client.socket, bytes);
-        core.stats.body_bytes.add(size);
+    let Content::Memory(body) = &file.content else {
+        let frame = Segment::Frame(Bytes::copy_from_slice(bytes));
+        let body = Segment::File { file: Rc::clone(file), position: 0, end: size };
+        return Reply::Prepared(Prepared { transfer: Transfer::new([frame, body]), outline });
+    };
+    if client.busy {
+        return Reply::Queued(outline, Rc::clone(bytes));
+    }
+    // A broken connection is met again, and dealt with, by the transfer.
+    let taken = uring::send(client.socket, bytes, false).ok().flatten().unwrap_or(0);
+    if taken == bytes.len() {
         return Reply::Sent(outline);
     }
-    let frame = Segment::Frame(Bytes::copy_from_slice(bytes));
-    let body = Segment::File { file: Rc::clone(file), position: 0, end: size };
-    Reply::Prepared(Prepared { transfer: Transfer::new([frame, body]), outline })
+    let head_length = bytes.len() - body.len();
+    let body_taken = taken.saturating_sub(head_length);
+    let mut segments = VecDeque::with_capacity(2);
+    if taken < head_length {
+        segments.push_back(Segment::Frame(Bytes::copy_from_slice(&bytes[taken..head_length])));
+    }
+    segments.push_back(Segment::Memory(body.slice(body_taken..)));
+    core.stats.body_bytes.add(body_taken as u64);
+    Reply::Prepared(Prepared { transfer: Transfer::new(segments).with_sent(body_taken as u64), outline })
 }
 
 /// Any other answer about a file or a body of status 200: preconditions, ranges, HEAD, HTTP/1.0.

@@ -22,8 +22,8 @@ use crate::files::cache::CacheLimits;
 use crate::limits::Limits;
 use crate::observe::{Observer, ResponseRecord};
 use crate::pace::Pacer;
+use crate::receive::ReceiveBuffers;
 use crate::respond::{Client, Exchange, Outline};
-use crate::send::outbox::Outbox;
 use crate::server::RingStats;
 use crate::site::Site;
 use crate::uring::{self, Abilities, DrainPipe, Ring, Socket};
@@ -84,7 +84,7 @@ pub(crate) struct Core {
     pub(crate) observer: Option<Arc<dyn Observer>>,
     pub(crate) deadlines: Deadlines,
     pub(crate) pipe: DrainPipe,
-    pub(crate) outbox: Rc<Outbox>,
+    pub(crate) buffers: ReceiveBuffers,
     /// Where bytes are received; borrowed within one turn only.
     pub(crate) scratch: Cell<Vec<u8>>,
     /// The allocation of the last request's field map.
@@ -117,7 +117,7 @@ impl Core {
             observer: setup.observer.clone(),
             deadlines: Deadlines::default(),
             pipe: DrainPipe::new()?,
-            outbox: Rc::new(Outbox::new(limits.send_timeout)),
+            buffers: ReceiveBuffers::default(),
             scratch: Cell::new(vec![0; limits.head_bytes_max + SCRATCH_SLACK_BYTES]),
             spare_headers: Cell::default(),
             admission: Arc::clone(&setup.admission),
@@ -211,6 +211,10 @@ impl Core {
     fn sweep(&self) {
         let now = self.clock.millis();
         for due in self.deadlines.due(now) {
+            if matches!(due.awaits, Awaits::FirstHot | Awaits::RequestHot) {
+                self.cool(&due, now);
+                continue;
+            }
             if due.awaits == Awaits::Room && self.reads_slowly(&due) {
                 let timeout = u64::try_from(self.limits.send_timeout.as_millis()).unwrap_or(u64::MAX);
                 self.deadlines.extend(due.slot, now.saturating_add(timeout));
@@ -226,6 +230,16 @@ impl Core {
                 _ => {}
             }
             self.end(&due);
+        }
+    }
+
+    /// Makes a connection that fell silent give its buffer back; it goes on waiting without one.
+    fn cool(&self, due: &Due, now: u64) {
+        // With nothing unacknowledged no send can be under way, so that only the receive is cancelled.
+        if uring::unsent_bytes(&due.socket) == Some(0) {
+            uring::cancel(Rc::clone(&due.socket));
+        } else {
+            self.deadlines.extend(due.slot, now + HOT_MILLIS);
         }
     }
 
@@ -256,7 +270,6 @@ pub(crate) fn run(setup: Setup, ready: &std::sync::mpsc::SyncSender<io::Result<(
             let index = u16::try_from(index).unwrap_or(u16::MAX);
             uring::spawn(accept(Rc::clone(&core), Rc::clone(socket), index));
         }
-        uring::spawn(Rc::clone(&core.outbox).run());
         uring::spawn(sweep(Rc::clone(&core)));
         let _ = ready.send(Ok(()));
         let mut orders = setup.orders;
@@ -279,7 +292,6 @@ async fn finish(core: &Rc<Core>, sockets: &[Rc<ListeningSocket>], until: Instant
     }
     // The accept loops take what had connected before; then only requests in flight are left.
     tokio::task::yield_now().await;
-    core.outbox.flush();
     for due in core.deadlines.open(true) {
         core.end(&due);
     }
@@ -346,6 +358,9 @@ async fn sweep(core: Rc<Core>) {
 /// Sent to a client whose head took too long; its connection ends with it.
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// How long a silent connection keeps its buffer.
+pub(crate) const HOT_MILLIS: u64 = 1_000;
 
 /// Bytes received beyond a longest head, for pipelined requests.
 const SCRATCH_SLACK_BYTES: usize = 16 << 10;

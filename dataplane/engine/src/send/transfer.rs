@@ -71,6 +71,12 @@ impl Transfer {
         Self { segments: segments.into(), sent: 0, granted: 0, corked: false, begun: false }
     }
 
+    /// Counts body bytes that were sent before the transfer was made.
+    pub(crate) fn with_sent(mut self, sent: u64) -> Self {
+        self.sent = sent;
+        self
+    }
+
     /// Sends until something wants to be waited for, or for one turn.
     pub(crate) fn advance(&mut self, core: &Core, class: u8, socket: &Socket) -> Progress {
         let mut turn = TURN_BYTES;

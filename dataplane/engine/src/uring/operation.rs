@@ -66,6 +66,91 @@ impl Future for Readiness {
     }
 }
 
+/// Where a request is received while its connection is busy.
+#[derive(Debug)]
+pub(crate) struct ReceiveBuffer([u8; RECEIVE_BYTES]);
+
+impl ReceiveBuffer {
+    /// A buffer of zeros.
+    pub(crate) fn new() -> Box<Self> {
+        Box::new(Self([0; RECEIVE_BYTES]))
+    }
+
+    /// The first `count` bytes.
+    pub(crate) fn filled(&self, count: usize) -> &[u8] {
+        &self.0[..count.min(RECEIVE_BYTES)]
+    }
+
+    /// Whether more may wait in the socket than `count` bytes that came.
+    pub(crate) fn is_full(count: usize) -> bool {
+        count >= RECEIVE_BYTES
+    }
+}
+
+/// A receive in flight; it owns socket and buffer.
+pub(crate) struct Receiving(InFlightOneshot<Received, Plain<Received>>);
+
+type Received = (Rc<Socket>, Box<ReceiveBuffer>);
+
+/// Receives once, without a call of its own: it goes to the kernel with the others of its turn.
+pub(crate) fn receive_later(socket: Rc<Socket>, mut buffer: Box<ReceiveBuffer>) -> Receiving {
+    let mut entry =
+        opcode::Recv::new(types::Fd(socket.as_raw_fd()), buffer.0.as_mut_ptr(), RECEIVE_BYTES as u32).build();
+    // SAFETY: an entry is exactly the kernel's `io_uring_sqe` (`repr(C)`), whose field `ioprio` is the u16 at
+    // offset 2; the crate offers no other way to say IORING_RECVSEND_POLL_FIRST (Linux 5.19).
+    unsafe {
+        (&raw mut entry).cast::<u16>().add(1).write(RECEIVE_POLL_FIRST);
+    }
+    Receiving(submit((socket, buffer), entry))
+}
+
+impl Future for Receiving {
+    type Output = (io::Result<usize>, Box<ReceiveBuffer>);
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0)
+            .poll(context)
+            .map(|(result, (_, buffer))| (result.map(|count| usize::try_from(count).unwrap_or(0)), buffer))
+    }
+}
+
+/// Cancels what waits on a socket; a send that is under way would be cut, so there must be none (Linux 5.19).
+pub(crate) fn cancel(socket: Rc<Socket>) {
+    let target = types::CancelBuilder::fd(types::Fd(socket.as_raw_fd()));
+    drop(submit(socket, opcode::AsyncCancel2::new(target).build()));
+}
+
+/// A whole response on its way; it owns socket and bytes.
+pub(crate) struct Delivery(InFlightOneshot<Delivered, Plain<Delivered>>);
+
+type Delivered = (Rc<Socket>, Rc<Vec<u8>>);
+
+/// Sends all bytes without a call of its own, waiting for a slow client in the kernel.
+pub(crate) fn deliver(socket: Rc<Socket>, bytes: Rc<Vec<u8>>) -> Delivery {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let entry = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), length)
+        .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+        .build();
+    Delivery(submit((socket, bytes), entry))
+}
+
+impl Future for Delivery {
+    /// Whether all bytes were taken; if not, the connection is of no further use.
+    type Output = bool;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<bool> {
+        std::pin::Pin::new(&mut self.0).poll(context).map(|(result, (_, bytes))| {
+            result.is_ok_and(|count| usize::try_from(count).is_ok_and(|count| count == bytes.len()))
+        })
+    }
+}
+
 /// What an accept writes the client's address to.
 struct AcceptAddress {
     storage: libc::sockaddr_storage,
@@ -194,3 +279,9 @@ fn socket_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
         _ => None,
     }
 }
+
+/// Bytes of a receive buffer: a usual request, or several.
+const RECEIVE_BYTES: usize = 2_048;
+
+/// `IORING_RECVSEND_POLL_FIRST`: nothing is there yet, so don't look before waiting.
+const RECEIVE_POLL_FIRST: u16 = 1;

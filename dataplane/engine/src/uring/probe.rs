@@ -61,11 +61,13 @@ fn starts(setup: &io_uring::Builder) -> bool {
 
 const PROBE_ENTRIES: u32 = 4;
 
-const NEEDED: [(u8, &str, &str); 6] = [
+const NEEDED: [(u8, &str, &str); 8] = [
     (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD", "5.1"),
     (opcode::Accept::CODE, "IORING_OP_ACCEPT", "5.5"),
     (opcode::AsyncCancel2::CODE, "IORING_OP_ASYNC_CANCEL", "5.5"),
     (opcode::Fadvise::CODE, "IORING_OP_FADVISE", "5.6"),
     (opcode::Read::CODE, "IORING_OP_READ", "5.6"),
+    (opcode::Send::CODE, "IORING_OP_SEND", "5.6"),
+    (opcode::Recv::CODE, "IORING_OP_RECV", "5.6"),
     (opcode::OpenAt2::CODE, "IORING_OP_OPENAT2", "5.6"),
 ];
