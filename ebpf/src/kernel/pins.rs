@@ -19,7 +19,20 @@ use super::KernelError;
 #[derive(Debug)]
 pub(super) struct PinDirectory {
     path: PathBuf,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// An exclusive lock on a directory. The kernel also lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do: a child that was forked a moment ago may still hold a copy of the descriptor.
+        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "a pin directory stays locked until this process ends");
+        }
+    }
 }
 
 impl PinDirectory {
@@ -30,14 +43,14 @@ impl PinDirectory {
         Ok(Self { path, _lock: lock })
     }
 
-    fn lock(path: &Path) -> Result<File, KernelError> {
+    fn lock(path: &Path) -> Result<Lock, KernelError> {
         let failed = |error: io::Error| KernelError::Pin { path: path.to_owned(), error };
         let directory = File::open(path).map_err(failed)?;
         if fstatfs(&directory).map_err(|e| failed(e.into()))?.f_type as u64 != BPF_FS_MAGIC {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "not on a bpffs")));
         }
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(directory),
+            Ok(()) => Ok(Lock(directory)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(KernelError::InUse { path: path.to_owned() }),
             Err(error) => Err(failed(error.into())),
         }

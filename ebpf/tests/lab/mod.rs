@@ -57,6 +57,13 @@ impl Lab {
             ip(&["-n", &names[0], "link", "del", "fr-probe"]);
         }
         let lab = Self { names, bpffs, vlans };
+        for end in [End::Host, End::Peer] {
+            for version in ["mldv1", "mldv2"] {
+                let interval =
+                    format!("/proc/sys/net/ipv6/conf/default/{version}_unsolicited_report_interval");
+                lab.inside(end, || fs::write(interval, "1").unwrap());
+            }
+        }
         lab.plug(offloads);
         Some(lab)
     }
@@ -70,6 +77,7 @@ impl Lab {
     /// Lays the cable (anew), with its networks.
     pub(crate) fn plug(&self, offloads: bool) {
         let [host, peer] = &self.names;
+        let mac = |n: i32| format!("02:00:00:00:00:0{n}");
         ip(&["link", "add", DEVICE, "netns", host, "type", "veth", "peer", "name", DEVICE, "netns", peer]);
         for (name, n) in self.names.iter().zip(1..) {
             let ip = |args: &[&str]| ip(&[&["-n", name], args].concat());
@@ -80,7 +88,9 @@ impl Lab {
                     ["gso", "tso", "gro", "tx", "rx", "sg"].iter().flat_map(|&o| [o, state]).collect();
                 run("ethtool", &[&["-K", DEVICE], &all[..]].concat());
             });
-            ip(&["link", "set", DEVICE, "addrgenmode", "none"]);
+            // What a host says by itself would be noise in exact counts: it has no neighbour to ask for, and reports its
+            // groups at once rather than some time within a second.
+            ip(&["link", "set", DEVICE, "address", &mac(n), "addrgenmode", "none"]);
             ip(&["link", "set", DEVICE, "up"]);
             let mut devices = vec![(DEVICE, 0)];
             if self.vlans {
@@ -96,7 +106,28 @@ impl Lab {
                 ip(&["link", "set", device, "addrgenmode", "none", "up"]);
                 ip(&["addr", "add", &format!("10.77.{network}.{n}/24"), "dev", device]);
                 ip(&["addr", "add", &format!("fd77:{network}::{n}/64"), "dev", device, "nodad"]);
+                let other = 3 - n;
+                for address in [format!("10.77.{network}.{other}"), format!("fd77:{network}::{other}")] {
+                    ip(&[
+                        "neigh",
+                        "replace",
+                        &address,
+                        "lladdr",
+                        &mac(other),
+                        "dev",
+                        device,
+                        "nud",
+                        "permanent",
+                    ]);
+                }
             }
+        }
+    }
+
+    /// Has every acknowledgement carry the same headers, also one of a segment that came out of order.
+    pub(crate) fn without_sack(&self) {
+        for end in [End::Host, End::Peer] {
+            self.inside(end, || fs::write("/proc/sys/net/ipv4/tcp_sack", "0").unwrap());
         }
     }
 
