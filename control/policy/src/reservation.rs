@@ -66,6 +66,19 @@ pub struct DeliveryReport {
     pub in_flight: Option<Bytes>,
 }
 
+/// How a node does, as far as it matters to the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodePace {
+    /// What it can deliver per second.
+    pub rate: BytesPerSec,
+    /// What it delivered per second lately.
+    pub sending: BytesPerSec,
+    /// Responses that were open.
+    pub contending: u64,
+    /// Whether it had more to send than it could; if not, its clients are what is slow.
+    pub saturated: bool,
+}
+
 /// Promised and undelivered bytes of every node. Shared by all rings; grows by itself.
 #[derive(Debug)]
 pub struct ReservationLedger {
@@ -102,28 +115,42 @@ impl ReservationLedger {
     /// everybody to whoever reported last. So each promise is expected to leave at the node's rate as
     /// [`ReservationLedger::observe`] set it; the next heartbeat corrects what was expected. Without a
     /// rate, this is what is outstanding.
-    pub fn backlog(&self, node: NodeId, now: Moment) -> Bytes {
+    ///
+    /// Responses share a node's rate, so while `size` bytes of one are sent, every other that was open
+    /// takes as many at most, however large it is.
+    pub fn backlog(&self, node: NodeId, size: Bytes, now: Moment) -> Bytes {
         let Some(account) = self.existing(node) else { return Bytes(0) };
         let drain = account.drain.load(Ordering::Relaxed);
         if drain == 0 {
             return Bytes(account.outstanding());
         }
         let ahead = account.due.load(Ordering::Relaxed).saturating_sub(now.0);
-        let expected = u128::from(ahead) * u128::from(drain) / 1_000_000_000;
-        Bytes(u64::try_from(expected).unwrap_or(u64::MAX).min(account.outstanding()))
+        let promised = u128::from(ahead) * u128::from(drain) / 1_000_000_000;
+        let promised = u64::try_from(promised).unwrap_or(u64::MAX);
+        let open = account.open.load(Ordering::Relaxed).saturating_mul(size.0);
+        Bytes(open.saturating_add(promised).min(account.outstanding()))
     }
 
-    /// Takes in, after [`ReservationLedger::confirm`], the rate at which `node` can deliver and whether
-    /// it had more to send than it could. On a node that is not saturated whatever is outstanding waits
-    /// for its clients, not for the node, and stands before nobody.
-    pub fn observe(&self, node: NodeId, rate: BytesPerSec, saturated: bool, now: Moment) {
-        if !in_range(node) || rate.0 == 0 {
+    /// Takes in, after [`ReservationLedger::confirm`], how `node` does.
+    pub fn observe(&self, node: NodeId, pace: NodePace, now: Moment) {
+        if !in_range(node) || pace.rate.0 == 0 {
             return;
         }
         let account = self.account(node);
-        let queued = if saturated { account.outstanding() } else { 0 };
-        account.drain.store(rate.0, Ordering::Relaxed);
-        account.due.store(now.0.saturating_add(drain_nanos(queued, rate.0)), Ordering::Relaxed);
+        let light = account.light.load(Ordering::Relaxed);
+        let mut past = account.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, at) = past.light.replace((light, now)).unwrap_or((light, now));
+        drop(past);
+        // What light responses took will be taken by the next ones; what goes to heavy ones stays taken.
+        let seconds = now.since(at).as_secs_f64();
+        let by_light = if seconds > 0.0 { (light - before) as f64 / seconds } else { 0.0 };
+        let by_heavy = (pace.sending.0 as f64 - by_light).max(0.0);
+        let equal_part = pace.rate.0 as f64 / (pace.contending as f64 + 1.0);
+        let free = (pace.rate.0 as f64 - by_heavy).max(equal_part);
+        account.drain.store((free as u64).clamp(1, pace.rate.0), Ordering::Relaxed);
+        let open = if pace.saturated { pace.contending } else { 0 };
+        account.open.store(open, Ordering::Relaxed);
+        account.due.store(now.0, Ordering::Relaxed);
     }
 
     /// Enters a redirect of `promise` to `node`.
@@ -154,7 +181,9 @@ impl ReservationLedger {
         account.reserved.fetch_add(add, Ordering::Relaxed);
         let drain = account.drain.load(Ordering::Relaxed);
         if drain > 0 {
-            let takes = drain_nanos(add, drain);
+            // A large response lets others pass: what it takes from them is in the next report.
+            let takes = drain_nanos(add, drain).min(PROMISE_NANOS_MAX);
+            account.light.fetch_add(add.min(drain / (1_000_000_000 / PROMISE_NANOS_MAX)), Ordering::Relaxed);
             let queued = account.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
                 Some(due.max(now.0).saturating_add(takes))
             });
@@ -310,7 +339,11 @@ struct Account {
     settled: AtomicU64,
     /// Expected rate of delivery, bytes per second; 0 when unknown.
     drain: AtomicU64,
-    /// When everything promised is expected to have left, in nanoseconds.
+    /// Responses that shared the node when it was last heard of saturated; else 0.
+    open: AtomicU64,
+    /// Bytes promised in all, of each promise only what it may keep others waiting for.
+    light: AtomicU64,
+    /// When everything promised since is expected to have left, in nanoseconds.
     due: AtomicU64,
     past: Mutex<Past>,
 }
@@ -348,6 +381,8 @@ impl Account {
 struct Past {
     /// Epoch and delivered bytes of the last report.
     heard: Option<(u64, u64)>,
+    /// Light bytes promised until the last observation.
+    light: Option<(u64, Moment)>,
     /// When the total reserved was how much, oldest first.
     totals: Vec<(Moment, u64)>,
 }
@@ -416,6 +451,8 @@ fn in_range(node: NodeId) -> bool {
 /// Node ids from here on are not accounted (4,194,304 of them are).
 const SEGMENTS: usize = 4096;
 const SEGMENT_ACCOUNTS: usize = 1024;
+/// One promise keeps the ones after it waiting for so long at most.
+const PROMISE_NANOS_MAX: u64 = 250_000_000;
 const CLAIMS_MAX: usize = 1 << 24;
 /// A claim's size is kept in KiB: 32 bits reach 4 TiB.
 const CLAIM_UNIT_BITS: u32 = 10;
@@ -447,6 +484,10 @@ mod tests {
 
     fn at(seconds: f64) -> Moment {
         Moment::from_secs_f64(1000.0 + seconds)
+    }
+
+    fn pace(rate: u64, contending: u64, saturated: bool) -> NodePace {
+        NodePace { rate: BytesPerSec(rate), sending: BytesPerSec(0), contending, saturated }
     }
 
     fn report(epoch: u64, delivered: u64, in_flight: Option<u64>) -> DeliveryReport {
@@ -584,21 +625,27 @@ mod tests {
     #[test]
     fn between_heartbeats_promises_are_expected_to_leave_at_the_rate() {
         let ledger = ledger();
+        let small = Bytes(MB);
         ledger.confirm(A, report(1, 0, None), at(0.0));
-        ledger.reserve(A, whole(1, 3 * MB), at(0.0));
-        assert_eq!(ledger.backlog(A, at(0.5)).0, 3 * MB, "no rate is known yet");
-        ledger.observe(A, BytesPerSec(10 * MB), true, at(1.0));
-        ledger.reserve(A, whole(2, 4 * MB), at(1.0));
-        assert_eq!(ledger.backlog(A, at(1.0)).0, 7 * MB);
-        assert_eq!(ledger.backlog(A, at(1.5)).0, 2 * MB);
-        assert_eq!(ledger.backlog(A, at(2.0)).0, 0);
-        assert_eq!(ledger.outstanding(A).0, 7 * MB, "nothing is confirmed");
-        ledger.observe(A, BytesPerSec(10 * MB), true, at(2.0));
-        assert_eq!(ledger.backlog(A, at(2.0)).0, 7 * MB, "the heartbeat says it has not left");
-        ledger.observe(A, BytesPerSec(10 * MB), false, at(3.0));
-        assert_eq!(ledger.backlog(A, at(3.0)).0, 0, "it waits for its clients");
-        assert_eq!(ledger.backlog(B, at(3.0)).0, 0);
-        ledger.observe(NodeId(u32::MAX), BytesPerSec(1), true, at(3.0));
+        ledger.reserve(A, whole(1, 30 * MB), at(0.0));
+        assert_eq!(ledger.backlog(A, small, at(0.5)).0, 30 * MB, "no rate is known yet");
+        ledger.observe(A, pace(10 * MB, 3, true), at(1.0));
+        ledger.reserve(A, whole(2, 2 * MB), at(1.0));
+        assert_eq!(
+            ledger.backlog(A, small, at(1.0)).0,
+            5 * MB,
+            "as much of each of the three, and the new one"
+        );
+        assert_eq!(ledger.backlog(A, small, at(1.1)).0, 4 * MB);
+        assert_eq!(ledger.backlog(A, small, at(2.0)).0, 3 * MB);
+        assert_eq!(ledger.backlog(A, Bytes(100 * MB), at(2.0)).0, 32 * MB, "never more than there is");
+        assert_eq!(ledger.outstanding(A).0, 32 * MB, "nothing is confirmed");
+        ledger.observe(A, pace(10 * MB, 3, false), at(3.0));
+        assert_eq!(ledger.backlog(A, small, at(3.0)).0, 0, "it waits for its clients");
+        ledger.reserve(A, whole(3, 900 * MB), at(3.0));
+        assert_eq!(ledger.backlog(A, small, at(3.0)).0, 5 * MB / 2, "a large one lets others pass");
+        assert_eq!(ledger.backlog(B, small, at(3.0)).0, 0);
+        ledger.observe(NodeId(u32::MAX), pace(1, 1, true), at(3.0));
     }
 
     #[test]
