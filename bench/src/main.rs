@@ -5,7 +5,9 @@ mod interrupt;
 mod pacing;
 mod plot;
 mod serve;
+mod sim;
 mod spread;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,10 @@ enum Verb {
     Serve(serve::Arguments),
     /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed. Needs root.
     Pacing(pacing::Arguments),
+    /// Simulates origin, volunteers and customers over the real policies; scenarios are TOML files.
+    Sim(sim::Arguments),
+    /// Makes, measures and imports request traces.
+    Trace(trace::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +41,8 @@ fn main() -> ExitCode {
         Verb::Pacing(arguments) => {
             interrupt::cancel_on_signals().and_then(|cancel| pacing::run(&arguments, cancel))
         }
+        Verb::Sim(arguments) => sim::run(&arguments),
+        Verb::Trace(arguments) => trace::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

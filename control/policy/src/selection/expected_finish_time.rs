@@ -130,7 +130,7 @@ mod tests {
         let told = ExpectedFinishTime::default().explain(&field, &facts, Moment::ZERO, 1);
         for (_, verdict) in told.verdicts {
             let Verdict::Weighed(score) = verdict else { panic!("{verdict:?}") };
-            assert_eq!(score.value, 10.0);
+            assert_eq!(score.finish.as_secs(), 10);
         }
     }
 

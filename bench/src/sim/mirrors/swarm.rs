@@ -1,0 +1,310 @@
+//! A bundle on its way through the swarm: the policy's lease book and pickers, with simulated flows.
+//!
+//! Pieces are larger than real ones, so that a run has thousands of transfers and not millions; that
+//! makes the end of a bundle coarser, never faster.
+
+use std::collections::BTreeMap;
+
+use freshet_api::{Bytes, BytesPerSec, NodeId};
+use freshet_policy::arbiter::{Work, urgency};
+use freshet_policy::swarm::{LeaseBook, LeaseTerms, Picker, PieceOrder, PieceSet};
+
+use super::super::scenario::Sync;
+use super::super::uplink::Group;
+use super::super::world::{Cargo, PULLS_AT_ONCE, World};
+use super::Mirrors;
+
+/// A bundle that is being copied.
+#[derive(Debug)]
+pub(in super::super) struct Bundle {
+    release: Option<u32>,
+    piece_bytes: f64,
+    pieces: u32,
+    book: LeaseBook,
+    members: BTreeMap<u32, Member>,
+    started: f64,
+    /// Bytes that all members together still lack.
+    missing: f64,
+}
+
+#[derive(Debug)]
+struct Member {
+    picker: Picker,
+    since: f64,
+    /// Members that pull from this one.
+    watchers: Vec<u32>,
+    neighbours: usize,
+    from_origin: u32,
+    from_peers: u32,
+    is_complete: bool,
+    is_here: bool,
+}
+
+impl Bundle {
+    fn is_active(&self) -> bool {
+        self.missing > 0.5
+    }
+}
+
+impl Mirrors {
+    /// What a node's uplink has to do, while anything is copied.
+    pub(super) fn work(&self, node: u32, world: &World<'_>) -> Option<Work> {
+        let mut work: Option<Work> = None;
+        for bundle in self.bundles.iter().filter(|bundle| bundle.is_active()) {
+            // The origin has every bundle.
+            if node != 0 && !bundle.members.contains_key(&node) {
+                continue;
+            }
+            let senders: f64 =
+                bundle.members.keys().map(|&member| world.nodes[member as usize].donation).sum();
+            let part = world.nodes[node as usize].donation / (senders + world.nodes[0].donation);
+            let age = std::time::Duration::from_secs_f64(world.now - bundle.started);
+            let (demand, capacity) = match bundle.release {
+                Some(release) => {
+                    let release = &self.releases[release as usize];
+                    let holders = release.holders.iter().map(|&holder| world.nodes[holder as usize].donation);
+                    (release.demand, holders.sum::<f64>())
+                }
+                None => (0.0, 0.0),
+            };
+            let urgency = urgency(BytesPerSec(demand as u64), BytesPerSec(capacity as u64));
+            let backlog = match node {
+                0 => world.nodes[0].uplink.backlog(Group::Delivery) as u64,
+                _ => world.ledger.outstanding(NodeId(node)).0,
+            };
+            let entry = work.get_or_insert(Work {
+                uplink: BytesPerSec(world.nodes[node as usize].uplink.capacity() as u64),
+                delivery_backlog: Bytes(backlog),
+                sync_backlog: Bytes(0),
+                sync_age: age,
+                urgency: 1.0,
+            });
+            entry.sync_backlog.0 += (bundle.missing * part) as u64;
+            entry.sync_age = entry.sync_age.max(age);
+            entry.urgency = entry.urgency.max(urgency);
+        }
+        work
+    }
+}
+
+impl World<'_> {
+    /// A bundle of `size` bytes sets off to `members`.
+    pub(super) fn start_bundle(&mut self, release: Option<u32>, size: f64, members: Vec<u32>) -> usize {
+        let Sync::Swarm { pieces, .. } = self.scenario.sync else { return usize::MAX };
+        let pieces = pieces.clamp(1, PIECES_MAX);
+        let piece_bytes = size / f64::from(pieces);
+        let origin = self.nodes[0].uplink.capacity();
+        let terms = LeaseTerms::new(Bytes(piece_bytes.ceil() as u64), BytesPerSec(origin as u64));
+        let number = self.mirrors.bundles.len();
+        self.mirrors.bundles.push(Bundle {
+            release,
+            piece_bytes,
+            pieces,
+            book: LeaseBook::new(pieces, terms),
+            members: BTreeMap::new(),
+            started: self.now,
+            missing: 0.0,
+        });
+        for member in members {
+            self.join(number, member);
+        }
+        number
+    }
+
+    /// `node` takes part in a bundle from now on, with what it has of it.
+    pub(super) fn join(&mut self, number: usize, node: u32) {
+        let Sync::Swarm { peers, .. } = self.scenario.sync else { return };
+        let spare = self.nodes[node as usize].uplink.capacity();
+        let is_up = self.nodes[node as usize].is_up;
+        let bundle = &mut self.mirrors.bundles[number];
+        let kept = bundle.members.remove(&node);
+        let (have, since) = match kept {
+            Some(member) => (member.picker.have().clone(), member.since),
+            None => {
+                bundle.missing += f64::from(bundle.pieces) * bundle.piece_bytes;
+                (PieceSet::new(bundle.pieces), self.now)
+            }
+        };
+        let is_complete = have.is_full();
+        let mut member = Member {
+            picker: Picker::new(have.clone(), PieceOrder::Random),
+            since,
+            watchers: Vec::new(),
+            neighbours: 0,
+            from_origin: 0,
+            from_peers: 0,
+            is_complete,
+            is_here: is_up,
+        };
+        if is_up {
+            bundle.book.join(NodeId(node), BytesPerSec(spare as u64), have.clone());
+            let candidates = bundle.book.peers(NodeId(node), usize::MAX, self.draw.bits());
+            for peer in candidates.into_iter().map(|peer| peer.0) {
+                let Some(other) = bundle.members.get_mut(&peer).filter(|other| other.is_here) else {
+                    continue;
+                };
+                // Both ways, so that those who came early know those who came late.
+                if member.neighbours < peers {
+                    member.picker.peer(NodeId(peer), other.picker.have().clone());
+                    member.neighbours += 1;
+                    other.watchers.push(node);
+                }
+                if other.neighbours < peers && !other.is_complete {
+                    other.picker.peer(NodeId(node), have.clone());
+                    other.neighbours += 1;
+                    member.watchers.push(peer);
+                }
+            }
+        }
+        bundle.members.insert(node, member);
+        if is_up {
+            self.pump(number, node);
+        }
+    }
+
+    /// `node` drops a bundle.
+    pub(super) fn quit(&mut self, number: usize, node: u32) {
+        let bundle = &mut self.mirrors.bundles[number];
+        bundle.book.leave(NodeId(node));
+        if let Some(member) = bundle.members.remove(&node) {
+            let lacks = bundle.pieces - member.picker.have().count();
+            bundle.missing -= f64::from(lacks) * bundle.piece_bytes;
+        }
+        for other in bundle.members.values_mut() {
+            other.forget(node);
+        }
+    }
+
+    /// `node` went away: others stop asking it, and its leases are free.
+    pub(in super::super) fn unjoin(&mut self, node: u32) {
+        for bundle in &mut self.mirrors.bundles {
+            let Some(member) = bundle.members.get_mut(&node) else { continue };
+            member.is_here = false;
+            bundle.book.leave(NodeId(node));
+            for other in bundle.members.values_mut() {
+                other.forget(node);
+            }
+        }
+    }
+
+    /// `node` is back with what it had.
+    pub(in super::super) fn rejoin(&mut self, node: u32) {
+        for number in 0..self.mirrors.bundles.len() {
+            let bundle = &self.mirrors.bundles[number];
+            if bundle.members.contains_key(&node) && bundle.is_active() {
+                self.join(number, node);
+            }
+        }
+    }
+
+    /// Once per heartbeat: leases for those who have room, and the origin's own balance.
+    pub(in super::super) fn swarm_tick(&mut self) {
+        if !self.is_swarm() {
+            return;
+        }
+        for number in 0..self.mirrors.bundles.len() {
+            if !self.mirrors.bundles[number].is_active() {
+                continue;
+            }
+            let members: Vec<u32> = self.mirrors.bundles[number].members.keys().copied().collect();
+            for node in members {
+                let spare = self.nodes[node as usize].uplink.capacity()
+                    * (1.0 - self.nodes[node as usize].uplink.delivery_share());
+                self.mirrors.bundles[number].book.measured(NodeId(node), BytesPerSec(spare as u64));
+                self.pump(number, node);
+            }
+        }
+        self.balance(0);
+    }
+
+    /// Asks for all that `node` may ask for now.
+    fn pump(&mut self, number: usize, node: u32) {
+        let now = self.moment();
+        let downlink = self.nodes[node as usize].downlink / PULLS_AT_ONCE;
+        let class = self.limits.iter().rposition(|&limit| limit <= downlink).unwrap_or(0);
+        let mut flows = Vec::new();
+        let bundle = &mut self.mirrors.bundles[number];
+        let size = bundle.piece_bytes;
+        let Some(member) = bundle.members.get_mut(&node) else { return };
+        if !member.is_here || member.is_complete {
+            return;
+        }
+        if member.from_origin < LEASES_OPEN {
+            for lease in bundle.book.grant(NodeId(node), LEASES_OPEN - member.from_origin, now) {
+                if member.picker.reserve(lease.piece) {
+                    member.from_origin += 1;
+                    flows.push((0, lease.piece));
+                }
+            }
+        }
+        while f64::from(member.from_peers) < PULLS_AT_ONCE {
+            let Some(pull) = member.picker.next(self.draw.bits()) else { break };
+            member.from_peers += 1;
+            flows.push((pull.peer.0, pull.piece));
+        }
+        for (from, piece) in flows {
+            let cargo = Cargo::Piece { bundle: number as u32, piece, from, to: node };
+            self.open(from, Group::Sync, class, cargo, size);
+        }
+    }
+
+    /// A piece has arrived.
+    pub(in super::super) fn piece_done(&mut self, number: u32, piece: u32, from: u32, to: u32) {
+        let number = number as usize;
+        let target = self.scenario.front_door.sync_target_seconds;
+        let bundle = &mut self.mirrors.bundles[number];
+        let Some(member) = bundle.members.get_mut(&to).filter(|member| member.is_here) else { return };
+        if from == 0 {
+            member.from_origin = member.from_origin.saturating_sub(1);
+        } else {
+            member.from_peers = member.from_peers.saturating_sub(1);
+        }
+        if member.picker.have().contains(piece) {
+            return;
+        }
+        member.picker.arrived(piece);
+        bundle.missing -= bundle.piece_bytes;
+        let complete = member.picker.have().is_full() && !member.is_complete;
+        let watchers = member.watchers.clone();
+        let since = member.since;
+        member.is_complete |= complete;
+        bundle.book.have(NodeId(to), [piece]);
+        let release = bundle.release;
+        for &watcher in &watchers {
+            if let Some(other) = bundle.members.get_mut(&watcher) {
+                other.picker.has(NodeId(to), piece);
+            }
+        }
+        if complete {
+            self.metrics.synced(self.now - since, target);
+            self.mirrors.completed(release, to);
+            if let Some(release) = release {
+                self.nodes[to as usize].releases.insert(release);
+            }
+        }
+        self.pump(number, to);
+        for watcher in watchers {
+            self.pump(number, watcher);
+        }
+    }
+
+    /// The sender of a piece went away.
+    pub(in super::super) fn piece_failed(&mut self, number: u32, from: u32, to: u32) {
+        if let Some(member) = self.mirrors.bundles[number as usize].members.get_mut(&to) {
+            member.forget(from);
+            member.from_peers = member.from_peers.saturating_sub(1);
+        }
+    }
+}
+
+impl Member {
+    fn forget(&mut self, node: u32) {
+        self.picker.forget(NodeId(node));
+        self.watchers.retain(|&watcher| watcher != node);
+        self.neighbours = self.neighbours.saturating_sub(1);
+    }
+}
+
+const PIECES_MAX: u32 = 4096;
+/// Pieces that a member fetches from the origin at once.
+const LEASES_OPEN: u32 = 2;
