@@ -319,6 +319,15 @@ pub(super) fn blob_name(content: &ContentHash) -> String {
     name
 }
 
+/// The same in bytes and with one allocation, for readers.
+pub(super) fn blob_bytes(content: &ContentHash) -> bytes::Bytes {
+    let mut name = [b'/'; 65];
+    let (shard, rest) = content.0.split_at(1);
+    hex::encode_to_slice(shard, &mut name[..2]).expect("two digits for a byte");
+    hex::encode_to_slice(rest, &mut name[3..]).expect("62 digits for 31 bytes");
+    bytes::Bytes::copy_from_slice(&name)
+}
+
 pub(super) fn stamp(stat: &Stat) -> Stamp {
     Stamp {
         inode: stat.st_ino,

@@ -103,7 +103,8 @@ impl Mirror {
         }
     }
 
-    fn copy(&self, file: File, want: &Want) -> Result<Arrived, MirrorError> {
+    /// Reads a file into a place of its own; what it reads is verified, not what was there before.
+    pub(super) fn copy(&self, file: File, want: &Want) -> Result<Arrived, MirrorError> {
         self.store.check_room(want.size)?;
         let error = |source| MirrorError::Disk { doing: "copy", path: want.path.as_str().into(), source };
         if want.size <= SMALL_BYTES_MAX {

@@ -15,7 +15,7 @@ mod publish;
 mod report;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 
 use std::collections::HashSet;
@@ -36,7 +36,7 @@ pub use incoming::{Arrived, Incoming, ReceiveError};
 pub use publish::Finished;
 pub use state::Want;
 
-use blobs::{BlobStore, blob_name};
+use blobs::{BlobStore, blob_bytes};
 use index::{Index, Stored};
 use lookup::Lookup;
 use report::Report;
@@ -309,7 +309,7 @@ fn held(row: &Row) -> Option<Held> {
         checksums: row.file.checksums,
         size: row.file.size,
         mtime: row.file.mtime,
-        blob: blob_name(&row.file.checksums.blake3).into(),
+        blob: blob_bytes(&row.file.checksums.blake3),
         blob_mtime: row.blob.mtime.load(Ordering::Relaxed),
     })
 }

@@ -84,6 +84,7 @@ struct BlobState {
     size: u64,
     /// What it is on disk; `None` while it is missing.
     stamp: Option<Stamp>,
+    /// Ascending, because numbers are given so.
     rows: Vec<RowNumber>,
 }
 
@@ -286,7 +287,8 @@ impl State {
         slot.wanted = true;
         slot.retired = None;
         self.dirty.rows.insert(number);
-        self.announce(&file.checksums.blake3);
+        self.announce_row(number);
+        self.announce_content(&file.checksums.blake3);
     }
 
     /// Takes over what may change without the content: number, time, order.
@@ -360,13 +362,15 @@ impl State {
         let content = slot.row.file.checksums.blake3;
         self.dirty.rows.insert(number);
         if let Some(blob) = self.blobs.get_mut(&content) {
-            blob.rows.retain(|&other| other != number);
+            if let Ok(at) = blob.rows.binary_search(&number) {
+                blob.rows.remove(at);
+            }
             if blob.rows.is_empty() {
                 self.blobs.remove(&content);
                 self.dirty.blobs.insert(content);
             }
         }
-        self.announce(&content);
+        self.announce_content(&content);
     }
 
     fn want_link(&mut self, path: RepoPath, target: Option<String>) {
@@ -552,7 +556,8 @@ impl State {
             self.dirty.rows.insert(before);
             self.settle(before, now);
         }
-        self.announce(&content);
+        self.announce_row(number);
+        self.announce_content(&content);
     }
 
     /// The tree does not have this row any more.
@@ -572,7 +577,7 @@ impl State {
         }
         self.held_changes.push((row.file.file, false));
         self.settle(number, now);
-        self.announce(&row.file.checksums.blake3);
+        self.announce_content(&row.file.checksums.blake3);
     }
 
     pub(super) fn link_published(&mut self, path: &RepoPath, target: Option<String>) {
@@ -699,26 +704,31 @@ impl State {
         (std::mem::take(&mut self.changes), std::mem::take(&mut self.held_changes))
     }
 
-    /// Tells the readers about every row of a content.
+    /// Tells the readers about every row of a content; linear in their number.
     fn announce(&mut self, content: &ContentHash) {
-        let Some(slot) = self.blobs.get(content) else {
-            self.changes.push(Change::Content(*content, None));
-            return;
-        };
-        let served = slot.stamp.is_some() && slot.blob.trusted.load(Ordering::Acquire);
-        let shown = slot.rows.iter().filter_map(|number| self.rows.get(number));
-        let first = shown.clone().find(|slot| slot.published).or_else(|| shown.clone().next());
-        let first = first.filter(|_| served).map(|slot| Arc::clone(&slot.row));
-        self.changes.push(Change::Content(*content, first));
-        for slot in shown {
-            if slot.published {
-                let row = served.then(|| Arc::clone(&slot.row));
-                self.changes.push(Change::Path(slot.row.file.path.clone(), row));
-            }
-            if slot.wanted {
-                self.held_changes.push((slot.row.file.file, served && slot.published));
-            }
+        let rows = self.blobs.get(content).map(|slot| slot.rows.clone()).unwrap_or_default();
+        rows.into_iter().for_each(|number| self.announce_row(number));
+        self.announce_content(content);
+    }
+
+    /// Tells the readers about one row; a content may have thousands (the empty one, licences).
+    fn announce_row(&mut self, number: RowNumber) {
+        let Some(slot) = self.rows.get(&number) else { return };
+        let served = self.trusted(&slot.row.file.checksums.blake3);
+        if slot.published {
+            let row = served.then(|| Arc::clone(&slot.row));
+            self.changes.push(Change::Path(slot.row.file.path.clone(), row));
         }
+        if slot.wanted {
+            self.held_changes.push((slot.row.file.file, served && slot.published));
+        }
+    }
+
+    /// Tells the readers which row stands for a content: the newest.
+    fn announce_content(&mut self, content: &ContentHash) {
+        let newest = self.blobs.get(content).and_then(|slot| self.rows.get(slot.rows.last()?));
+        let row = newest.filter(|_| self.trusted(content)).map(|slot| Arc::clone(&slot.row));
+        self.changes.push(Change::Content(*content, row));
     }
 
     /// Counts anew; linear in the number of files.

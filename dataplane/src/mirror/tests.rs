@@ -1,6 +1,7 @@
 //! Tests of the mirror as a whole, without a network: sequences of manifests, kills, hostile and broken trees.
 
 mod model;
+pub(crate) mod small_disk;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use freshet_api::manifest::{Manifest, ManifestLink};
 
 use self::model::{Bench, Entry, Model};
+use self::small_disk::SmallDisk;
 use super::*;
 
 /// Errors of the disk that a test wants to happen.
@@ -381,6 +383,52 @@ fn contradicting_links_do_not_stop_the_rest() {
     manifest.links.push(ManifestLink { path: "a".parse().unwrap(), target: "b".into() });
     bench.mirror().accept(&manifest).unwrap();
     bench.receive_all();
+    assert_eq!(bench.mirror().finish().unwrap(), Finished::Complete);
+    assert_eq!(bench.walk(), target);
+}
+
+#[test]
+fn an_index_that_finds_no_room_is_written_later() {
+    let Some(small) = SmallDisk::mount(16 << 20) else {
+        eprintln!("skipped: mounting a tmpfs needs root (CAP_SYS_ADMIN)");
+        return;
+    };
+    let mut bench = Bench::on(&small.path);
+    let before = model(&[("a", file("1", 1)), ("Release", index("r1", 1))]);
+    bench.bring(&before);
+    small.fill(0);
+    let many: Model = (0..20_000).map(|n| (format!("pool/{n:0100}"), file("1", 1))).collect();
+    let error = bench.try_accept(&many).unwrap_err();
+    assert!(error.is_full(), "{error}");
+    assert!(bench.mirror().find(b"a").is_some(), "what is held is still served");
+    small.relieve();
+    bench.mirror().publish_ready().unwrap();
+    bench.receive_all();
+    assert_eq!(bench.mirror().finish().unwrap(), Finished::Complete);
+    bench.reopen();
+    while bench.mirror().recheck(|| true).unwrap() != Rechecked::default() {}
+    assert_eq!(bench.walk(), many);
+    assert_eq!(bench.mirror().progress().files_held, 20_000);
+}
+
+#[test]
+fn a_file_that_can_not_be_linked_is_copied() {
+    let mut bench = Bench::new();
+    let large = "y".repeat(600_000);
+    let target = model(&[("small", file("small", 1)), ("large", file(&large, 2))]);
+    bench.accept(&target);
+    let outside = tempfile::tempdir().unwrap();
+    for (want, content) in bench.mirror().missing().iter().zip([large.as_str(), "small"]) {
+        let path = outside.path().join("file");
+        std::fs::write(&path, content.replace('y', "z")).unwrap();
+        if want.size > 5 {
+            let changed = bench.mirror().copy(std::fs::File::open(&path).unwrap(), want);
+            assert!(changed.is_err(), "what is copied is verified");
+        }
+        std::fs::write(&path, content).unwrap();
+        let arrived = bench.mirror().copy(std::fs::File::open(&path).unwrap(), want).unwrap();
+        bench.mirror().commit(vec![arrived]).unwrap();
+    }
     assert_eq!(bench.mirror().finish().unwrap(), Finished::Complete);
     assert_eq!(bench.walk(), target);
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use self::origin::{FakeOrigin, Twist};
 use super::*;
 use crate::link::{Dialer, DialerOptions};
+use crate::mirror::tests::small_disk::SmallDisk;
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 
 /// A mirror in a temporary directory, with the sync client running against a fake origin.
@@ -345,16 +346,14 @@ async fn a_small_filesystem_fills_and_is_relieved() {
     let mut bench = Bench::new().await;
     bench.on = Some(small.path.clone());
     bench.start_with(|options| options.reserve_bytes = 256 << 10).await;
-    let room = rustix::fs::statvfs(&small.path).unwrap();
-    let ballast = usize::try_from(room.f_bavail * room.f_frsize).unwrap() - (2 << 20);
-    std::fs::write(small.path.join("ballast"), vec![0; ballast]).unwrap();
+    small.fill(2 << 20);
     let files: Vec<File> =
         (0..3).map(|n| (["a", "b", "c"][n], content(n as u64, 900_000), n as i64)).collect();
     let sequence = bench.origin.publish(&files);
     bench.wanted.send_replace(sequence);
     let trouble = || bench.mirror().progress().trouble.unwrap_or_default();
     until_or(|| trouble().contains("full"), || format!("{:?}", bench.mirror().progress())).await;
-    std::fs::remove_file(small.path.join("ballast")).unwrap();
+    small.relieve();
     bench.complete(sequence).await;
     assert_eq!(walk(&bench.tree()), expected(&files));
     bench.kill().await;
@@ -456,28 +455,4 @@ async fn a_token_that_is_refused_waits_for_a_better_one() {
     bench.complete(sequence).await;
     until("the trouble is over", || bench.mirror().progress().trouble.is_none()).await;
     assert!(bench.origin.requests() < 200, "the source is left alone while it refuses");
-}
-
-/// A filesystem of a few MiB that is unmounted when this goes.
-struct SmallDisk {
-    path: std::path::PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// `None` without the right to mount.
-    fn mount(bytes: u64) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().to_owned();
-        let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-        rustix::mount::mount("freshet-test", &path, "tmpfs", flags, size.as_c_str()).ok()?;
-        Some(Self { path, _directory: directory })
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
-    }
 }

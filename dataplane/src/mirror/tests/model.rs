@@ -36,6 +36,7 @@ pub(super) type Model = BTreeMap<String, Entry>;
 
 pub(super) struct Bench {
     directory: tempfile::TempDir,
+    root: Option<PathBuf>,
     mirror: Option<Arc<Mirror>>,
     runtime: tokio::runtime::Runtime,
     contents: HashMap<ContentHash, Vec<u8>>,
@@ -51,6 +52,7 @@ impl Bench {
     pub(super) fn new() -> Self {
         let mut bench = Self {
             directory: tempfile::tempdir().unwrap(),
+            root: None,
             mirror: None,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             contents: HashMap::new(),
@@ -64,16 +66,29 @@ impl Bench {
         bench
     }
 
+    /// On another filesystem than the temporary directory's.
+    pub(super) fn on(path: &std::path::Path) -> Self {
+        let mut bench = Self::new();
+        bench.close();
+        bench.root = Some(path.to_owned());
+        bench.open();
+        bench
+    }
+
+    fn root(&self) -> &std::path::Path {
+        self.root.as_deref().unwrap_or(self.directory.path())
+    }
+
     pub(super) fn options(&self) -> MirrorOptions {
         MirrorOptions { reserve_bytes: 0, ..MirrorOptions::new(self.state(), self.tree()) }
     }
 
     pub(super) fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.root().join("state")
     }
 
     pub(super) fn tree(&self) -> PathBuf {
-        self.directory.path().join("tree")
+        self.root().join("tree")
     }
 
     pub(super) fn open(&mut self) {
@@ -96,6 +111,11 @@ impl Bench {
 
     /// Makes `model` the mirror's target by a difference (or a snapshot, for the first).
     pub(super) fn accept(&mut self, model: &Model) {
+        self.try_accept(model).unwrap();
+        self.mirror().publish_ready().unwrap();
+    }
+
+    pub(super) fn try_accept(&mut self, model: &Model) -> Result<(), MirrorError> {
         let base = (self.sequence > 0).then_some(self.sequence);
         let (old_rows, old_links) = (std::mem::take(&mut self.rows), std::mem::take(&mut self.links));
         for (path, entry) in model {
@@ -135,8 +155,7 @@ impl Bench {
         manifest.removed_links = gone.map(|path| path.parse().unwrap()).collect();
         // After a lost index the mirror has nothing to apply a difference to.
         let manifest = if self.mirror().target() == base { manifest } else { self.snapshot() };
-        self.mirror().accept(&manifest).unwrap();
-        self.mirror().publish_ready().unwrap();
+        self.mirror().accept(&manifest)
     }
 
     pub(super) fn snapshot(&self) -> Manifest {
