@@ -295,6 +295,8 @@ fn an_outgoing_connection_is_counted_from_its_first_packet() {
             drop(socket);
             drop(outgoing);
             drop(accepted);
+            let sync = |host: &mut dyn Accounting| read(host).class(Class::Sync);
+            lab::eventually("the last ACK", || sync(&mut *host).minus(before).outgoing.packets >= 4);
             lab.beyond(End::Host, &mut *host);
             let flow = read(&mut *host).class(Class::Sync).minus(before);
             let headers = if peer.is_ipv4() { 66 } else { 86 };
