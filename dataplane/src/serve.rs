@@ -46,7 +46,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
         rings: usize::from(options.rings),
         limits,
         pacer: options.rate.map(|rate| Arc::new(Budget::new(Some(rate))) as Arc<dyn Pacer>),
-        observer: log.clone().map(|log| log as Arc<dyn Observer>),
+        observer: log.map(|log| log as Arc<dyn Observer>),
     }
     .start()?;
     for address in running.addresses() {

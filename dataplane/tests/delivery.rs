@@ -13,7 +13,7 @@ use freshet_api::heartbeat::DeliveryCounters;
 use freshet_api::{Checksums, NodeId, Ticket, TicketKey};
 use freshet_dataplane::counters::Counters;
 use freshet_dataplane::delivery::{DeliverySite, SharedTerms, Terms};
-use freshet_dataplane::mirror::Mirror;
+use freshet_dataplane::mirror::{Mirror, MirrorOptions};
 use freshet_dataplane::watch::DeliveryWatch;
 use freshet_ebpf::SocketMeter;
 use freshet_engine::{Limits, Listener, Running, Server};
@@ -37,7 +37,7 @@ impl Port {
     /// A delivery port over a mirror with two files and a link, or `None` where the kernel has no io_uring.
     async fn start() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let mirror = held::mirror(directory.path(), &[DEB, OTHER], &[("latest", "pool/a")]).await;
+        let mirror = mirror_with(directory.path(), &[DEB, OTHER], &[("latest", "pool/a")]).await;
         let counters = Arc::new(Counters::default());
         let terms: SharedTerms = Arc::new(ArcSwap::from_pointee(Terms {
             front_door: FRONT_DOOR.into(),
@@ -113,6 +113,32 @@ impl Drop for Port {
             running.stop(Duration::ZERO);
         }
     }
+}
+
+/// A mirror below `directory` that holds these files.
+async fn mirror_with(
+    directory: &std::path::Path,
+    files: &[(&str, &[u8])],
+    links: &[(&str, &str)],
+) -> Arc<Mirror> {
+    let mirror = Mirror::open(MirrorOptions {
+        reserve_bytes: 0,
+        ..MirrorOptions::new(directory.join("store"), directory.join("tree"))
+    })
+    .unwrap();
+    mirror.accept(&held::manifest(1, files, links)).unwrap();
+    let mut arrived = Vec::new();
+    for want in mirror.missing() {
+        let (_, content) =
+            files.iter().find(|(_, content)| Checksums::of(content).blake3 == want.content).unwrap();
+        let mut incoming = mirror.receive(&want).unwrap();
+        incoming.write(content).await.unwrap();
+        arrived.push(incoming.finish().await.unwrap());
+    }
+    mirror.commit(arrived).unwrap();
+    mirror.publish_ready().unwrap();
+    mirror.finish().unwrap();
+    mirror
 }
 
 fn now() -> u32 {

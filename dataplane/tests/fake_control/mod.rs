@@ -21,36 +21,36 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 /// Its token for the sync port.
-pub const SYNC_TOKEN: &str = "let-me-in";
+pub(crate) const SYNC_TOKEN: &str = "let-me-in";
 
 /// A control that runs until it is dropped.
-pub struct FakeControl {
-    pub api: SocketAddr,
-    pub fingerprint: Fingerprint,
+pub(crate) struct FakeControl {
+    pub(crate) api: SocketAddr,
+    pub(crate) fingerprint: Fingerprint,
     state: Arc<Mutex<State>>,
     _runtime: tokio::runtime::Runtime,
 }
 
 /// What it says and what it was told.
-pub struct State {
-    pub heartbeats: Vec<Heartbeat>,
-    pub joins: Vec<JoinRequest>,
-    pub holdings: Vec<RoaringBitmap>,
+pub(crate) struct State {
+    pub(crate) heartbeats: Vec<Heartbeat>,
+    pub(crate) joins: Vec<JoinRequest>,
+    pub(crate) holdings: Vec<RoaringBitmap>,
     /// So many answers to joins are lost on the way.
-    pub lose_joins: usize,
+    pub(crate) lose_joins: usize,
     /// Every request is answered so, if set.
-    pub refuse: Option<StatusCode>,
+    pub(crate) refuse: Option<StatusCode>,
     /// Every connection is closed without a word.
-    pub away: bool,
-    pub reply: HeartbeatReply,
-    pub manifest: Manifest,
-    pub blobs: HashMap<ContentHash, Vec<u8>>,
+    pub(crate) away: bool,
+    pub(crate) reply: HeartbeatReply,
+    pub(crate) manifest: Manifest,
+    pub(crate) blobs: HashMap<ContentHash, Vec<u8>>,
     /// The credential that volunteers must show.
-    pub credential: Option<Secret>,
+    pub(crate) credential: Option<Secret>,
 }
 
 impl FakeControl {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["control".into()]).unwrap();
@@ -112,16 +112,16 @@ impl FakeControl {
         Self { api: api_address, fingerprint, state, _runtime: runtime }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    pub fn join_string(&self, secret: u8) -> JoinString {
+    pub(crate) fn join_string(&self, secret: u8) -> JoinString {
         JoinString { api: self.api.to_string(), secret: Secret([secret; 32]), fingerprint: self.fingerprint }
     }
 
     /// Publishes these files as the catalogue's present state.
-    pub fn publish(&self, manifest: Manifest, contents: &[&[u8]]) {
+    pub(crate) fn publish(&self, manifest: Manifest, contents: &[&[u8]]) {
         let mut state = self.state();
         for content in contents {
             state.blobs.insert(blake3::hash(content).into(), content.to_vec());
