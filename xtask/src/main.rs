@@ -16,6 +16,7 @@ mod workspace;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use freshet_testbed::Error;
 
 use crate::workspace::Workspace;
 
@@ -62,9 +63,16 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled { .. })) => {
+            eprintln!("{error:#}; what was started is ended and removed");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
+
+/// As a shell tells of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;

@@ -3,6 +3,7 @@
 //! It knows the programs' command lines and nothing of their insides. It gives no program more than an operator
 //! could: volunteers join with the string that `ctl node add` prints.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -301,6 +302,7 @@ impl Cluster {
         progress: &mut dyn FnMut(&[Mirror]),
     ) -> Result<(), Error> {
         let running = || self.volunteers.iter().filter(|volunteer| volunteer.process.is_some());
+        let mut eligible = BTreeSet::new();
         wait_until("the volunteers' mirrors to be complete", timeout, &testbed.cancel(), || {
             let mirrors = self.mirrors()?;
             progress(&mirrors);
@@ -310,11 +312,12 @@ impl Cluster {
             if !done || mirrors.is_empty() {
                 return Ok(None);
             }
+            // Of many volunteers control weighs some, drawn anew for each question: each must have been among them.
             let explained = self.ctl(&["explain", path])?;
             let considered = explained["considered"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let eligible =
-                |name: &str| considered.iter().any(|one| one["name"] == name && one["excluded"].is_null());
-            Ok(running().all(|volunteer| eligible(&volunteer.name)).then_some(()))
+            let weighed = considered.iter().filter(|one| one["excluded"].is_null());
+            eligible.extend(weighed.filter_map(|one| one["name"].as_str()).map(str::to_owned));
+            Ok(running().all(|volunteer| eligible.contains(&volunteer.name)).then_some(()))
         })
     }
 
