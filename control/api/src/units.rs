@@ -30,7 +30,7 @@ impl fmt::Display for Bytes {
         let mut text = format!("{} B", self.0);
         for (unit, factor) in [("KiB", 1u64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)] {
             if self.0 >= factor {
-                text = if self.0 % factor == 0 {
+                text = if self.0.is_multiple_of(factor) {
                     format!("{} {unit}", self.0 / factor)
                 } else {
                     format!("{:.1} {unit}", self.0 as f64 / factor as f64)
