@@ -9,7 +9,6 @@ use freshet_testbed::cluster::{Cluster, Programs};
 use freshet_testbed::repository::{Repository, RepositoryFile, Selection};
 use freshet_testbed::{Backend, Cancel, Host, Link, Options, Rate, Testbed, wait_until};
 use serde_json::Value;
-use tempfile::TempDir;
 
 use crate::Answer;
 
@@ -46,7 +45,7 @@ pub struct Scene {
     pub repository: Repository,
     /// The hosts.
     pub testbed: Testbed,
-    directory: TempDir,
+    directory: PathBuf,
 }
 
 impl Scene {
@@ -74,16 +73,16 @@ impl Scene {
         let programs = find_programs()?;
         let made =
             Repository::make(&find_repositories()?, Selection::Small, &mut |step| eprintln!("{step}"))?;
-        let directory = tempfile::Builder::new().prefix("freshet-test-").tempdir()?;
-        let repository = made.copy_to(&directory.path().join("repository"))?;
+        let testbed = Testbed::start(Options::default())?;
+        let directory = testbed.scratch()?;
+        let repository = made.copy_to(&directory.join("repository"))?;
         if let Some(bytes) = options.large_bytes {
             write_large(&repository.root.join(LARGE), bytes)?;
         }
         // Beside the repository, so that a path that climbs out of it would find it.
-        fs::write(directory.path().join("secret"), SECRET)?;
-        let testbed = Testbed::start(Options::default())?;
+        fs::write(directory.join("secret"), SECRET)?;
         let customer = testbed.host("customer", &Link::new())?;
-        let states = directory.path().join("states");
+        let states = directory.join("states");
         fs::create_dir(&states)?;
         let ticket_secs = options.ticket_secs.to_string();
         let arguments = [BRISK, &["--ticket-secs", &ticket_secs]].concat();
@@ -128,7 +127,7 @@ impl Scene {
     ///
     /// When it cannot be made.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
-        let path = self.directory.path().join("scratch").join(name);
+        let path = self.directory.join("scratch").join(name);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(path)
     }

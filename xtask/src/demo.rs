@@ -56,15 +56,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     };
     say(&format!("repository: {kind}, {} files, {}", files.len(), report::size(bytes)));
 
-    let state = tempfile::Builder::new()
-        .prefix("freshet-demo-")
-        .tempdir()
-        .context("making a directory for states")?;
     let testbed = Testbed::start(Options { loopback: arguments.loopback, cancel, ..Options::default() })?;
+    let state = testbed.scratch()?;
     say(&format!("hosts: {}", testbed.backend()));
     let customer = testbed.host("customer", &Link::new().rate(CUSTOMER).single_packets())?;
     let origin = Link::new().rate(ORIGIN).single_packets();
-    let mut cluster = Cluster::start(&testbed, &programs, &repository.root, state.path(), &origin, &[])?;
+    let mut cluster = Cluster::start(&testbed, &programs, &repository.root, &state, &origin, &[])?;
     say(&format!("control runs; the front door is {}{}", cluster.url(""), rate(&testbed, ORIGIN)));
     for number in 1..=arguments.volunteers {
         let name = format!("volunteer-{number}");
@@ -81,7 +78,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     sync(&testbed, &cluster, &largest.path, bytes)?;
 
     say(&format!("the customer downloads {} files with curl through the front door", chosen.len()));
-    let downloads = customer::download_all(&customer, &cluster, state.path(), &chosen)?;
+    let downloads = customer::download_all(&customer, &cluster, &state, &chosen)?;
     let counted = settle(&testbed, &cluster, &downloads)?;
     report::print(&testbed, &cluster, &downloads, &counted)?;
 

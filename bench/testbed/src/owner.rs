@@ -4,8 +4,10 @@
 //! namespaces, `fr-<pid>-<start>-<n>-<host>`. Making that directory is one system call, so there is no moment at
 //! which a run exists without saying whose it is. Only a run whose owner is dead is ever removed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -102,9 +104,20 @@ impl Run {
             .map_err(Error::io("noting a process"))
     }
 
+    /// A directory on disk for large things (the run's own may be in memory), which ends with the run.
+    pub(crate) fn scratch(&self) -> Result<PathBuf, Error> {
+        let path = std::env::temp_dir().join(format!("{SCRATCH_PREFIX}{}", self.id));
+        let making = || format!("making {}", path.display());
+        // Written down first: a harness that is killed in between leaves a note of nothing, not a nameless directory.
+        fs::write(self.dir.join(SCRATCH), path.as_os_str().as_bytes()).map_err(Error::io(making()))?;
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(Error::io(making()))?;
+        Ok(path)
+    }
+
     /// Deletes the run's namespaces, whatever still lives in them, and its directory unless it is to be kept.
     pub(crate) fn close(&self, keep_dir: bool) -> Result<(), Error> {
         delete_namespaces(&self.id)?;
+        remove_scratch(&self.dir, &self.id)?;
         if keep_dir {
             return Ok(());
         }
@@ -152,6 +165,7 @@ fn remove_leftovers(state: &Path) -> Result<(), Error> {
             process.kill();
         }
         delete_namespaces(id)?;
+        remove_scratch(&entry.path(), id)?;
         match fs::remove_dir_all(entry.path()) {
             Ok(()) => tracing::info!(run = id, "removed what a dead run had left"),
             // Another run that starts at the same moment does the same work.
@@ -186,6 +200,21 @@ fn delete_namespaces(id: &str) -> Result<(), Error> {
     first_error
 }
 
+/// Removes the directory that a run's note names, if it is one that this run can have made.
+fn remove_scratch(dir: &Path, id: &str) -> Result<(), Error> {
+    let Ok(noted) = fs::read(dir.join(SCRATCH)) else { return Ok(()) };
+    let path = Path::new(OsStr::from_bytes(&noted));
+    if path.file_name() != Some(OsStr::new(&format!("{SCRATCH_PREFIX}{id}"))) {
+        return Ok(());
+    }
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(Error::Io { doing: format!("removing {}", path.display()), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn owner_of(id: &str) -> Option<Identity> {
     let mut parts = id.split('-');
     let owner = Identity { pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? };
@@ -201,6 +230,9 @@ fn parse_identity(line: &str) -> Option<Identity> {
 /// The prefix of every namespace that a testbed makes.
 const PREFIX: &str = "fr-";
 const PROCESSES: &str = "processes";
+/// The file that names the run's directory on disk, and what that directory's name begins with.
+const SCRATCH: &str = "scratch";
+const SCRATCH_PREFIX: &str = "freshet-scratch-";
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);
 
 #[cfg(test)]
@@ -251,6 +283,28 @@ mod tests {
         assert!(innocent.try_wait().unwrap().is_none());
         innocent.kill().unwrap();
         innocent.wait().unwrap();
+    }
+
+    #[test]
+    fn a_dead_runs_scratch_is_removed_and_nothing_else_that_its_note_might_name() {
+        let state = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let note = |id: &str, path: &Path| {
+            fs::create_dir(state.path().join(id)).unwrap();
+            fs::create_dir_all(path).unwrap();
+            fs::write(state.path().join(id).join(SCRATCH), path.as_os_str().as_bytes()).unwrap();
+        };
+        let (its_own, foreign) =
+            (elsewhere.path().join("freshet-scratch-2147483647-1-0"), elsewhere.path().join("other"));
+        note("2147483647-1-0", &its_own);
+        note("2147483647-1-1", &foreign);
+        let run = Run::open(state.path()).unwrap();
+        assert!(!its_own.exists() && foreign.exists());
+
+        let scratch = run.scratch().unwrap();
+        assert!(scratch.is_dir());
+        run.close(false).unwrap();
+        assert!(!scratch.exists());
     }
 
     #[test]

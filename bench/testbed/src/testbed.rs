@@ -107,6 +107,15 @@ impl Testbed {
         &self.inner.logs
     }
 
+    /// A directory on disk for states and downloads; it is removed with the testbed, or by the next run after a crash.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<PathBuf, Error> {
+        self.inner.run.scratch()
+    }
+
     /// Makes a host with one link. `name` is at most 20 of a-z, 0-9 and `-`.
     ///
     /// # Errors
