@@ -71,7 +71,7 @@ impl Serve {
     }
 
     /// Waits with a buffer while the connection is busy, without one when it is not or none can be had.
-    fn wait_for_request(&mut self, held: Option<Box<ReceiveBuffer>>) {
+    fn wait_for_request(&mut self, held: Option<ReceiveBuffer>) {
         let Self { core, connection, waiting } = self;
         let buffer = match held {
             Some(buffer) if connection.is_warm() => Some(buffer),
@@ -536,7 +536,8 @@ impl Connection {
             Reply::Prepared(Prepared { transfer, outline }) => {
                 self.phase = Phase::Sending(Box::new(Sending { transfer, exchange, outline }));
             }
-            Reply::Cold(missing, answer) => {
+            Reply::Cold(cold) => {
+                let (missing, answer) = *cold;
                 self.awaits_us(core);
                 self.phase = Phase::Opening(Box::new(Opening { exchange, answer, missing: Some(missing) }));
             }

@@ -7,13 +7,13 @@ use crate::uring::ReceiveBuffer;
 /// The buffers of one ring.
 #[derive(Debug, Default)]
 pub(crate) struct ReceiveBuffers {
-    free: RefCell<Vec<Box<ReceiveBuffer>>>,
+    free: RefCell<Vec<ReceiveBuffer>>,
     lent: Cell<usize>,
 }
 
 impl ReceiveBuffers {
     /// Lends a buffer, unless too many are lent already.
-    pub(crate) fn take(&self) -> Option<Box<ReceiveBuffer>> {
+    pub(crate) fn take(&self) -> Option<ReceiveBuffer> {
         if self.lent.get() >= LENT_MAX {
             return None;
         }
@@ -22,7 +22,7 @@ impl ReceiveBuffers {
     }
 
     /// Takes a buffer back.
-    pub(crate) fn put(&self, buffer: Box<ReceiveBuffer>) {
+    pub(crate) fn put(&self, buffer: ReceiveBuffer) {
         self.lent.set(self.lent.get() - 1);
         let mut free = self.free.borrow_mut();
         if free.len() < FREE_MAX {

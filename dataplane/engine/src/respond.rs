@@ -67,7 +67,7 @@ pub(crate) enum Reply {
     /// Ready to be sent.
     Prepared(Prepared),
     /// The file must be waited for.
-    Cold(Missing, FileAnswer),
+    Cold(Box<(Missing, FileAnswer)>),
 }
 
 /// A response that is ready to be sent.
@@ -159,7 +159,7 @@ fn resolve(core: &Core, exchange: &mut Exchange, client: &Client<'_>, mut answer
                     Ok(file) => return of_file(core, head, &wanted, &file, client),
                     Err(why) => (wanted, why),
                 },
-                Lookup::Cold(missing) => return Reply::Cold(missing, wanted),
+                Lookup::Cold(missing) => return Reply::Cold(Box::new((missing, wanted))),
                 Lookup::Failed(why) => (wanted, why),
             },
             Answer::Body(body) => return Reply::Prepared(of_body(core, head, &body)),

@@ -1,4 +1,5 @@
 //! HTTP/1.1 rule by rule over raw sockets; every test names the section it holds the engine to.
+#![allow(clippy::unwrap_used, reason = "a panic here is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Properties over sockets: how bytes are cut on their way changes nothing, and a range is a slice of the file.
+#![allow(clippy::unwrap_used, reason = "a panic here is a failed test")]
 
 mod support;
 

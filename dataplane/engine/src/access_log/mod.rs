@@ -100,7 +100,7 @@ impl Observer for AccessLog {
         let sampled = match self.sample {
             0 => false,
             1 => true,
-            sample => self.seen.fetch_add(1, Ordering::Relaxed) % u64::from(sample) == 0,
+            sample => self.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(u64::from(sample)),
         };
         let Some(queue) = self.queue.as_ref().filter(|_| sampled) else { return };
         if queue.try_send(Entry::new(record, SystemTime::now())).is_err() {

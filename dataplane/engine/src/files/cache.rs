@@ -219,6 +219,7 @@ impl FileCache {
             content,
             assembled: RefCell::new(None),
             checked: Cell::new(now),
+            looked_at: Cell::new(now),
             used: Cell::new(true),
             resident: Cell::new(Resident::default()),
             copies: Cell::new(false),

@@ -82,6 +82,8 @@ pub(crate) struct OpenFile {
     pub(crate) assembled: RefCell<Option<Assembled>>,
     /// When the path was last known to lead here, in coarse milliseconds.
     pub(crate) checked: Cell<u64>,
+    /// When the open file was last seen to be unchanged, in coarse milliseconds.
+    pub(crate) looked_at: Cell<u64>,
     /// Set by every use, cleared by the cache's clock hand.
     pub(crate) used: Cell<bool>,
     /// What the page cache was last seen to hold.
@@ -117,11 +119,15 @@ impl OpenFile {
     }
 
     /// Whether the open file still is the version that its head promises; false after a write in place.
-    pub(crate) fn is_unchanged(&self) -> bool {
-        match self.descriptor() {
-            Some(descriptor) => Version::of_descriptor(descriptor).is_ok_and(|now| now == self.version),
-            None => true,
+    ///
+    /// A look counts for [`UNCHANGED_TRUSTED_MILLIS`], whoever took it.
+    pub(crate) fn is_unchanged(&self, now_millis: u64) -> bool {
+        let Some(descriptor) = self.descriptor() else { return true };
+        if self.looked_at.get() + UNCHANGED_TRUSTED_MILLIS > now_millis {
+            return true;
         }
+        self.looked_at.set(now_millis);
+        Version::of_descriptor(descriptor).is_ok_and(|now| now == self.version)
     }
 
     /// How far from `position` on the page cache held the file within the last second, if it did at all.
@@ -173,6 +179,9 @@ pub(crate) fn read_resident(file: impl AsFd, size: u64) -> io::Result<Option<Vec
     let read = crate::uring::resident(file, 0, &mut body)?;
     Ok(read.filter(|&count| count == body.len()).map(|_| body))
 }
+
+/// How long a look at an open file's size and times counts.
+const UNCHANGED_TRUSTED_MILLIS: u64 = 10;
 
 /// How long a look at the page cache counts; pages that were just used are not the first to be evicted.
 const RESIDENT_TRUSTED_MILLIS: u64 = 1_000;

@@ -105,6 +105,7 @@ fn coalesce(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 const GAP_JOINED: u64 = 80;
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "one range is what is meant")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

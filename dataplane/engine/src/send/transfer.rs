@@ -82,7 +82,7 @@ impl Transfer {
         let mut turn = TURN_BYTES;
         if std::mem::replace(&mut self.begun, true)
             && let Some(Segment::File { file, .. }) = self.segments.front()
-            && !file.is_unchanged()
+            && !file.is_unchanged(core.clock.millis())
         {
             return Progress::Broken(io::Error::other("the file was changed in place while it was sent"));
         }
@@ -101,6 +101,7 @@ impl Transfer {
             if turn == 0 {
                 return Progress::Yield;
             }
+            let mut asked = 0;
             let (taken, is_body) = match segment {
                 Segment::Frame(bytes) => (send_bytes(socket, bytes, usize::MAX, more), false),
                 Segment::Memory(bytes) => {
@@ -120,7 +121,10 @@ impl Transfer {
                     };
                     let want = (until - *position).min(turn);
                     match allowance(&mut self.granted, core, class, want) {
-                        Ok(allowed) => (send_file(core, socket, file, position, *end, size(allowed)), true),
+                        Ok(allowed) => {
+                            asked = allowed;
+                            (send_file(core, socket, file, position, *end, size(allowed)), true)
+                        }
                         Err(pause) => return Progress::Pause(pause),
                     }
                 }
@@ -131,6 +135,10 @@ impl Transfer {
                     if is_body {
                         self.sent += count;
                         self.granted = self.granted.saturating_sub(count);
+                    }
+                    if count < asked {
+                        // The socket is full; asking it again would only tell the same.
+                        return Progress::Full;
                     }
                 }
                 Ok(None) => return Progress::Full,

@@ -137,10 +137,7 @@ impl DrainPipe {
         let mut position = offset;
         let wanted = length.min(self.capacity);
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        let piped = match rustix::pipe::splice(file, Some(&mut position), &self.writer, None, wanted, flags) {
-            Ok(count) => count,
-            Err(error) => return Err(error.into()),
-        };
+        let piped = rustix::pipe::splice(file, Some(&mut position), &self.writer, None, wanted, flags)?;
         if piped == 0 {
             return Ok(Some(0));
         }

@@ -68,12 +68,12 @@ impl Future for Readiness {
 
 /// Where a request is received while its connection is busy.
 #[derive(Debug)]
-pub(crate) struct ReceiveBuffer([u8; RECEIVE_BYTES]);
+pub(crate) struct ReceiveBuffer(Box<[u8; RECEIVE_BYTES]>);
 
 impl ReceiveBuffer {
     /// A buffer of zeros.
-    pub(crate) fn new() -> Box<Self> {
-        Box::new(Self([0; RECEIVE_BYTES]))
+    pub(crate) fn new() -> Self {
+        Self(Box::new([0; RECEIVE_BYTES]))
     }
 
     /// The first `count` bytes.
@@ -90,10 +90,10 @@ impl ReceiveBuffer {
 /// A receive in flight; it owns socket and buffer.
 pub(crate) struct Receiving(InFlightOneshot<Received, Plain<Received>>);
 
-type Received = (Rc<Socket>, Box<ReceiveBuffer>);
+type Received = (Rc<Socket>, ReceiveBuffer);
 
 /// Receives once, without a call of its own: it goes to the kernel with the others of its turn.
-pub(crate) fn receive_later(socket: Rc<Socket>, mut buffer: Box<ReceiveBuffer>) -> Receiving {
+pub(crate) fn receive_later(socket: Rc<Socket>, mut buffer: ReceiveBuffer) -> Receiving {
     let mut entry =
         opcode::Recv::new(types::Fd(socket.as_raw_fd()), buffer.0.as_mut_ptr(), RECEIVE_BYTES as u32).build();
     // SAFETY: an entry is exactly the kernel's `io_uring_sqe` (`repr(C)`), whose field `ioprio` is the u16 at
@@ -105,7 +105,7 @@ pub(crate) fn receive_later(socket: Rc<Socket>, mut buffer: Box<ReceiveBuffer>) 
 }
 
 impl Future for Receiving {
-    type Output = (io::Result<usize>, Box<ReceiveBuffer>);
+    type Output = (io::Result<usize>, ReceiveBuffer);
 
     fn poll(
         mut self: std::pin::Pin<&mut Self>,

@@ -1,5 +1,5 @@
 //! A served temporary directory and a raw client: bytes in, bytes out, nothing normalised in between.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a panic here is a failed test")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
