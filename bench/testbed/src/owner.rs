@@ -1,7 +1,7 @@
 //! Who owns what a run makes, so that a later run can tell a leftover from a neighbour.
 //!
-//! A run's directory is named after its owner's pid and start time, `<pid>-<start>-<n>`, and so are its
-//! namespaces, `fr-<pid>-<start>-<n>-<host>`. Making that directory is one system call, so there is no moment at
+//! A run's directory is named after its owner's pid and start time, `<pid>.<start>.<n>`, and so are its
+//! namespaces, `fr-<pid>.<start>.<n>-<host>`. Making that directory is one system call, so there is no moment at
 //! which a run exists without saying whose it is. Only a run whose owner is dead is ever removed.
 
 use std::ffi::OsStr;
@@ -66,7 +66,7 @@ impl Run {
         let pid = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
         let owner = Identity::of(pid).ok_or_else(|| Error::Gone { what: "the harness".to_owned() })?;
         loop {
-            let id = format!("{}-{}-{}", owner.pid, owner.start, SEQUENCE.fetch_add(1, Ordering::Relaxed));
+            let id = format!("{}.{}.{}", owner.pid, owner.start, SEQUENCE.fetch_add(1, Ordering::Relaxed));
             let dir = state.join(&id);
             match fs::DirBuilder::new().mode(0o755).create(&dir) {
                 Ok(()) => {
@@ -216,7 +216,7 @@ fn remove_scratch(dir: &Path, id: &str) -> Result<(), Error> {
 }
 
 fn owner_of(id: &str) -> Option<Identity> {
-    let mut parts = id.split('-');
+    let mut parts = id.split('.');
     let owner = Identity { pid: parts.next()?.parse().ok()?, start: parts.next()?.parse().ok()? };
     parts.next()?.parse::<u32>().ok()?;
     parts.next().is_none().then_some(owner)
@@ -253,7 +253,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let mine = Run::open(state.path()).unwrap();
         let mut child = Command::new("true").spawn().unwrap();
-        let dead = format!("{}-1-0", child.id());
+        let dead = format!("{}.1.0", child.id());
         child.wait().unwrap();
         fs::create_dir(state.path().join(&dead)).unwrap();
         fs::create_dir(state.path().join("not-a-run")).unwrap();
@@ -274,7 +274,7 @@ mod tests {
         let start = Identity::of(pid).unwrap().start;
         // The second line is a pid that has been used again since: its start time differs.
         let noted = format!("{pid} {start}\n{} 1\n", innocent.id());
-        let dir = state.path().join("2147483647-1-0");
+        let dir = state.path().join("2147483647.1.0");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join(PROCESSES), noted).unwrap();
 
@@ -295,9 +295,9 @@ mod tests {
             fs::write(state.path().join(id).join(SCRATCH), path.as_os_str().as_bytes()).unwrap();
         };
         let (its_own, foreign) =
-            (elsewhere.path().join("freshet-scratch-2147483647-1-0"), elsewhere.path().join("other"));
-        note("2147483647-1-0", &its_own);
-        note("2147483647-1-1", &foreign);
+            (elsewhere.path().join("freshet-scratch-2147483647.1.0"), elsewhere.path().join("other"));
+        note("2147483647.1.0", &its_own);
+        note("2147483647.1.1", &foreign);
         let run = Run::open(state.path()).unwrap();
         assert!(!its_own.exists() && foreign.exists());
 
@@ -309,8 +309,8 @@ mod tests {
 
     #[test]
     fn names_that_are_not_a_runs_are_not_parsed() {
-        assert!(owner_of("12-34-0").is_some());
-        for id in ["", "12", "12-34", "12-34-x", "12-34-0-hub", "a-b-c"] {
+        assert!(owner_of("12.34.0").is_some());
+        for id in ["", "12", "12.34", "12.34.x", "12.34.0-hub", "12-34-0", "a.b.c"] {
             assert!(owner_of(id).is_none(), "{id}");
         }
     }
