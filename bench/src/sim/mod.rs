@@ -165,6 +165,7 @@ mod tests {
         title = 'small'
         seconds = 120.0
         warmup_seconds = 20.0
+        front_door = { sync_target_seconds = 60.0 }
         origin = { uplink = '100 Mbit/s' }
         nodes = [{ count = 6, uplink = ['20 Mbit/s', '200 Mbit/s'], churn = { stay_seconds = 60.0, away_seconds = 20.0, crash_part = 0.5 } }]
         clients = [{ rate = '20 Mbit/s', part = 1.0 }, { rate = '100 Mbit/s', part = 1.0 }]

@@ -212,9 +212,35 @@ impl World<'_> {
                     * (1.0 - self.nodes[node as usize].uplink.delivery_share());
                 self.mirrors.bundles[number].book.measured(NodeId(node), BytesPerSec(spare as u64));
                 self.pump(number, node);
+                self.refresh_peers(number, node);
             }
         }
         self.balance(0);
+    }
+
+    /// A member that finds too little to pull is named other peers by the tracker.
+    fn refresh_peers(&mut self, number: usize, node: u32) {
+        let Sync::Swarm { peers, .. } = self.scenario.sync else { return };
+        let seed = self.draw.bits();
+        let bundle = &mut self.mirrors.bundles[number];
+        let Some(mut member) = bundle.members.remove(&node) else { return };
+        let hungry = member.is_here && !member.is_complete && f64::from(member.from_peers) < PULLS_AT_ONCE;
+        if hungry && member.neighbours < peers * PEERS_KNOWN {
+            for peer in bundle.book.peers(NodeId(node), peers, seed) {
+                let Some(other) = bundle.members.get_mut(&peer.0).filter(|other| other.is_here) else {
+                    continue;
+                };
+                if !other.watchers.contains(&node) {
+                    other.watchers.push(node);
+                    member.picker.peer(peer, other.picker.have().clone());
+                    member.neighbours += 1;
+                }
+            }
+        }
+        bundle.members.insert(node, member);
+        if hungry {
+            self.pump(number, node);
+        }
     }
 
     /// Asks for all that `node` may ask for now.
@@ -306,5 +332,7 @@ impl Member {
 }
 
 const PIECES_MAX: u32 = 4096;
+/// In time a member knows so many times as many peers as it starts with.
+const PEERS_KNOWN: usize = 4;
 /// Pieces that a member fetches from the origin at once.
 const LEASES_OPEN: u32 = 2;
