@@ -1,4 +1,5 @@
 //! `dataplane`: reads the command line and hands over.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

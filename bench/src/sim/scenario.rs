@@ -233,10 +233,11 @@ pub(crate) struct Release {
 }
 
 /// How mirrors are kept current.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, tag = "mode", rename_all = "kebab-case")]
 pub(crate) enum Sync {
     /// They are not.
+    #[default]
     None,
     /// Each by itself from the origin, once a day at its own hour.
     Rsync {
@@ -269,12 +270,6 @@ pub(crate) enum Sync {
         #[serde(default)]
         daily_sigma: f64,
     },
-}
-
-impl Default for Sync {
-    fn default() -> Sync {
-        Sync::None
-    }
 }
 
 /// Something that goes wrong.
