@@ -224,7 +224,7 @@ nonsense
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x");
         std::fs::write(&path, "hello\nworld\n").unwrap();
-        assert!(import(&[path.clone()], &directory.path().join("y")).is_err());
+        assert!(import(std::slice::from_ref(&path), &directory.path().join("y")).is_err());
         assert!(import(&[directory.path().join("missing")], &path).is_err());
     }
 }
