@@ -268,7 +268,9 @@ pub(crate) fn run(setup: Setup, ready: &std::sync::mpsc::SyncSender<io::Result<(
         let sockets: Vec<Rc<ListeningSocket>> = setup.sockets.into_iter().map(Rc::new).collect();
         for (index, socket) in sockets.iter().enumerate() {
             let index = u16::try_from(index).unwrap_or(u16::MAX);
-            uring::spawn(accept(Rc::clone(&core), Rc::clone(socket), index));
+            for _ in 0..ACCEPTS_IN_FLIGHT {
+                uring::spawn(accept(Rc::clone(&core), Rc::clone(socket), index));
+            }
         }
         uring::spawn(sweep(Rc::clone(&core)));
         let _ = ready.send(Ok(()));
@@ -367,6 +369,9 @@ const SCRATCH_SLACK_BYTES: usize = 16 << 10;
 
 /// Connections of a ring are numbered below this bit.
 const RING_ID_SHIFT: u32 = 48;
+
+/// Accepts that wait on each listener, so that a burst of clients takes one turn of the ring, not one each.
+const ACCEPTS_IN_FLIGHT: usize = 16;
 
 /// How long to wait for descriptors when there are none.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);

@@ -3,6 +3,8 @@
 //! Between two requests it holds no buffer; a transfer, a body to be read past or a cold file is boxed while it
 //! lasts. It never waits itself: see [`Serve`].
 
+mod serve;
+
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,31 +25,12 @@ use crate::respond::{self, Client, Close, Exchange, Outline, Prepared, Reply};
 use crate::ring::{Core, HOT_MILLIS};
 use crate::send::{Progress, Transfer};
 use crate::site::{FileAnswer, Unavailable};
-use crate::uring::{self, Delivery, Readiness, ReceiveBuffer, Receiving, Socket};
+use crate::uring::{self, Delivery, ReceiveBuffer, Socket};
 
-/// Serves a connection to its end.
-///
-/// Written by hand, since an `async fn` would keep the connection twice: an idle one is the future's size.
-pub(crate) struct Serve {
-    core: Rc<Core>,
-    connection: Connection,
-    waiting: Waiting,
-}
-
-enum Waiting {
-    Nothing,
-    Socket(Readiness),
-    Request(Receiving),
-    /// For [`Connection::outgoing`].
-    Delivery,
-    Turn,
-    Pause(Pin<Box<tokio::time::Sleep>>),
-    Work(Work),
-    Over,
-}
+pub(crate) use serve::Serve;
 
 /// What a connection waits for.
-pub(crate) enum Step {
+enum Step {
     /// The next request, with a buffer if one can be had.
     Request,
     Readable,
@@ -63,105 +46,8 @@ pub(crate) enum Step {
 /// Something to wait for that is rare enough to be boxed.
 type Work = Pin<Box<dyn Future<Output = Done>>>;
 
-impl Serve {
-    pub(crate) fn new(core: Rc<Core>, connection: Connection) -> Self {
-        let mut serve = Self { core, connection, waiting: Waiting::Nothing };
-        serve.wait_for_request(None);
-        serve
-    }
-
-    /// Waits with a buffer while the connection is busy, without one when it is not or none can be had.
-    fn wait_for_request(&mut self, held: Option<ReceiveBuffer>) {
-        let Self { core, connection, waiting } = self;
-        let buffer = match held {
-            Some(buffer) if connection.is_warm() => Some(buffer),
-            Some(buffer) => {
-                core.buffers.put(buffer);
-                None
-            }
-            None if connection.is_warm() => core.buffers.take(),
-            None => None,
-        };
-        let socket = Rc::clone(&connection.socket);
-        connection.await_request(core, buffer.is_some());
-        *waiting = match buffer {
-            Some(buffer) => Waiting::Request(uring::receive_later(socket, buffer)),
-            None => Waiting::Socket(uring::readable(socket)),
-        };
-    }
-}
-
-impl Future for Serve {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        loop {
-            let mut held = None;
-            let mut arrived = 0;
-            let Self { core, connection, waiting } = &mut *this;
-            match waiting {
-                Waiting::Nothing | Waiting::Turn | Waiting::Delivery => {}
-                Waiting::Socket(readiness) => {
-                    ready!(Pin::new(readiness).poll(context));
-                    connection.is_readable(core);
-                }
-                Waiting::Request(receiving) => {
-                    let (result, buffer) = ready!(Pin::new(receiving).poll(context));
-                    arrived = connection.received(result);
-                    held = Some(buffer);
-                }
-                Waiting::Pause(pause) => ready!(pause.as_mut().poll(context)),
-                Waiting::Work(work) => {
-                    let done = ready!(work.as_mut().poll(context));
-                    connection.resume(core, done);
-                }
-                Waiting::Over => return Poll::Ready(()),
-            }
-            let bytes = held.as_ref().map_or(&[][..], |buffer| buffer.filled(arrived));
-            let step = match connection.delivered(context) {
-                Poll::Ready(true) => connection.advance(core, bytes),
-                Poll::Ready(false) => Step::Close,
-                Poll::Pending => {
-                    connection.put_aside(bytes);
-                    if let Some(buffer) = held {
-                        core.buffers.put(buffer);
-                    }
-                    *waiting = Waiting::Delivery;
-                    return Poll::Pending;
-                }
-            };
-            if matches!(step, Step::Request) {
-                this.wait_for_request(held);
-                continue;
-            }
-            if let Some(buffer) = held {
-                core.buffers.put(buffer);
-            }
-            *waiting = match step {
-                Step::Request | Step::Readable => {
-                    Waiting::Socket(uring::readable(Rc::clone(&connection.socket)))
-                }
-                Step::Writable => Waiting::Socket(uring::writable(Rc::clone(&connection.socket))),
-                Step::Delivery => Waiting::Delivery,
-                Step::Pause(pause) => Waiting::Pause(Box::pin(tokio::time::sleep(pause))),
-                Step::Work(work) => Waiting::Work(work),
-                Step::Yield => {
-                    *waiting = Waiting::Turn;
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Step::Close => {
-                    connection.close(core);
-                    Waiting::Over
-                }
-            };
-        }
-    }
-}
-
 /// What came of waiting for the disk.
-pub(crate) enum Done {
+enum Done {
     /// A file was opened, or could not be.
     Opened(Result<Rc<OpenFile>, Unavailable>),
     /// A span of a file is in the page cache now, or can't be read.
@@ -241,7 +127,7 @@ impl Connection {
             slot,
             listener,
             turn: 0,
-            unread: false,
+            unread: true,
             warmth: Warmth::New,
             partial: None,
             phase: Phase::Reading,
@@ -339,7 +225,7 @@ impl Connection {
     }
 
     /// Takes in what the disk gave.
-    pub(crate) fn resume(&mut self, core: &Rc<Core>, done: Done) {
+    fn resume(&mut self, core: &Rc<Core>, done: Done) {
         match (std::mem::replace(&mut self.phase, Phase::Reading), done) {
             (Phase::Opening(opening), Done::Opened(result)) => {
                 let Opening { mut exchange, answer, .. } = *opening;
@@ -715,14 +601,3 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// After this the pacer is asked again, whatever it said, so that a raised budget is noticed.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What an idle connection costs is this, a task's header of about 100 bytes, and a [`Socket`].
-    #[test]
-    fn an_idle_connection_is_small() {
-        assert!(size_of::<Serve>() <= 144, "{}", size_of::<Serve>());
-    }
-}
