@@ -103,7 +103,7 @@ impl Metrics {
     }
 
     /// The figures of a finished run; `utilisation` is by node.
-    pub(super) fn finish(self, utilisation: &[f64], bytes: Traffic, work: Work) -> Outcome {
+    pub(super) fn finish(self, utilisation: &[f64], bytes: Traffic) -> Outcome {
         let mean = utilisation.iter().sum::<f64>() / utilisation.len().max(1) as f64;
         let variance = utilisation.iter().map(|u| (u - mean).powi(2)).sum::<f64>();
         let deviation = (variance / utilisation.len().max(1) as f64).sqrt();
@@ -141,7 +141,6 @@ impl Metrics {
             delivered_bytes: bytes.delivered,
             synced_bytes: bytes.synced,
             events: self.events,
-            arbiter_settle_seconds: work.settle_seconds,
             series: self.series,
             stretches: self.stretches,
         }
@@ -154,12 +153,6 @@ pub(super) struct Traffic {
     pub(super) origin: f64,
     pub(super) delivered: f64,
     pub(super) synced: f64,
-}
-
-/// What else a run tells.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Work {
-    pub(super) settle_seconds: Option<f64>,
 }
 
 /// The figures of a run. Times in seconds, amounts in bytes.
@@ -198,7 +191,6 @@ pub(crate) struct Outcome {
     pub(crate) delivered_bytes: f64,
     pub(crate) synced_bytes: f64,
     pub(crate) events: u64,
-    pub(crate) arbiter_settle_seconds: Option<f64>,
     pub(crate) series: Vec<Sample>,
     pub(crate) stretches: Vec<Stretch>,
 }

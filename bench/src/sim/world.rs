@@ -20,7 +20,7 @@ use freshet_policy::selection::{
     StaticWeights, TwoChoices,
 };
 
-use super::metrics::{Metrics, Outcome, SERIES_NODES_MAX, Sample, Traffic, Work};
+use super::metrics::{Metrics, Outcome, SERIES_NODES_MAX, Sample, Traffic};
 use super::mirrors::Mirrors;
 use super::node::Node;
 use super::scenario::{FaultKind, Scenario, Sync};
@@ -291,7 +291,7 @@ impl<'a> World<'a> {
             synced: of(Group::Sync),
         };
         let utilisation: Vec<f64> = self.nodes[1..].iter().map(|node| node.utilisation(end)).collect();
-        self.metrics.finish(&utilisation, traffic, Work::default())
+        self.metrics.finish(&utilisation, traffic)
     }
 
     /// Puts `what` on the calendar.
