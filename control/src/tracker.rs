@@ -12,6 +12,7 @@ use freshet_api::{BytesPerSec, FileId, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::liveness::{Life, Liveness, LivenessTerms};
 use freshet_policy::rates::{CapacityEstimate, CounterRate};
+use freshet_policy::reservation::NodePace;
 use roaring::RoaringBitmap;
 
 /// The passing memory of volunteers.
@@ -53,6 +54,18 @@ pub struct Session {
     pub capacity: BytesPerSec,
     /// What it sent to customers lately.
     pub delivery_rate: BytesPerSec,
+}
+
+impl Session {
+    /// What it can send, what it sends, and to how many: what its backlog is reckoned from.
+    pub fn pace(&self) -> NodePace {
+        NodePace {
+            rate: self.capacity,
+            sending: self.delivery_rate,
+            contending: self.heartbeat.delivery.active,
+            saturated: self.delivery_rate.0 as f64 >= SATURATED * self.capacity.0 as f64,
+        }
+    }
 }
 
 /// A tracker in this process.
@@ -197,8 +210,11 @@ impl Track {
 
 /// What a volunteer that tells neither a donation nor a link speed is taken to send, at least: 100 Mbit/s.
 const ASSUMED_RATE: BytesPerSec = BytesPerSec(12_500_000);
+/// From this part of its capacity on a volunteer has more to send than it can; below, its clients are slow.
+/// Its counters are payload, its capacity is counted on the wire, where full segments are 4.6 % larger.
+const SATURATED: f64 = 0.9;
 /// Over which delivery rates are smoothed.
-const RATE_TIME: Duration = Duration::from_secs(10);
+const RATE_TIME: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 pub(crate) mod testing {

@@ -66,6 +66,9 @@ pub(super) async fn heartbeat(
     let heard = parts.tracker.heartbeat(node.id, heartbeat, now);
     if !heard.stale {
         parts.reservations.confirm(node.id, report, now);
+        if let Some(session) = parts.tracker.session(node.id, now) {
+            parts.reservations.observe(node.id, session.pace(), now);
+        }
         parts.routing.touch();
     }
     // Acknowledged only when the ledger is on disk; until then the volunteer says it all again.

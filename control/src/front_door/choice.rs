@@ -101,7 +101,7 @@ impl FrontDoor {
         tried: &[NodeId],
         now: Moment,
     ) -> Vec<&'a Route> {
-        let field = Holders::new(table, entry.file, customer.address, &self.reservations);
+        let field = Holders::new(table, entry.file, customer.address, &self.reservations, now);
         let facts = facts(customer.bytes, customer.address, tried);
         let mut weighed = Weighed::default();
         let choice = self.selector.pick(&field, &facts, now, self.next_seed(), &mut weighed);
@@ -122,9 +122,10 @@ impl FrontDoor {
     ) -> ExplainView {
         let table = self.routing.load();
         let client = client.to_canonical();
-        let field = Holders::new(&table, entry.file, client, &self.reservations);
+        let now = self.clock.now();
+        let field = Holders::new(&table, entry.file, client, &self.reservations, now);
         let facts = facts(entry.size, client, &[]);
-        let explanation = self.selector.explain(&field, &facts, self.clock.now(), self.next_seed());
+        let explanation = self.selector.explain(&field, &facts, now, self.next_seed());
         let considered = table.routes().iter().zip(&explanation.verdicts);
         let considered = considered.map(|(route, (_, verdict))| considered_view(route, verdict, &field));
         let chosen = explanation.choice.map(|choice| choice.node).filter(|_| direct.is_none());
@@ -157,6 +158,7 @@ struct Holders<'a> {
     file: FileId,
     client: IpAddr,
     reservations: &'a ReservationLedger,
+    now: Moment,
 }
 
 impl<'a> Holders<'a> {
@@ -165,8 +167,9 @@ impl<'a> Holders<'a> {
         file: FileId,
         client: IpAddr,
         reservations: &'a ReservationLedger,
+        now: Moment,
     ) -> Self {
-        Self { table, file, client, reservations }
+        Self { table, file, client, reservations, now }
     }
 }
 
@@ -175,7 +178,7 @@ impl Field for Holders<'_> {
         self.table.routes().len()
     }
 
-    fn candidate(&self, index: usize, _request: &RequestFacts<'_>) -> Candidate {
+    fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate {
         let route = &self.table.routes()[index];
         let standing = match route.standing {
             Standing::Ready | Standing::Suspect if !route.holdings.contains(self.file.0) => {
@@ -190,7 +193,8 @@ impl Field for Holders<'_> {
             node: route.node,
             standing,
             reach: if hidden { Reach(route.reach.0 & !FAMILIES) } else { route.reach },
-            outstanding: self.reservations.outstanding(route.node),
+            // Not the raw promises: those of slow clients would send everybody to whoever reported last.
+            outstanding: self.reservations.backlog(route.node, request.size, self.now),
             rate: route.rate,
             reported_load: route.reported_load,
             weight: 1,
