@@ -242,7 +242,8 @@ fn facts(bytes: u64, client: IpAddr, tried: &[NodeId]) -> RequestFacts<'_> {
 
 /// Of the volunteers the customer was sent to, those that should have been heard of since and were not.
 ///
-/// Before a heartbeat is due nothing is known: most who ask again so soon fetch several parts at once.
+/// Before a heartbeat is overdue nothing is known: most who ask again so soon fetch several parts at once, and on a
+/// busy host a heartbeat is late by a good part of its interval.
 fn silent_since(
     table: &RoutingTable,
     sent: &Sent,
@@ -251,10 +252,13 @@ fn silent_since(
 ) -> impl Iterator<Item = NodeId> {
     sent.iter().filter_map(move |&(node, at)| {
         let heard = table.route(node).and_then(|route| route.heard);
-        let due = now.since(at) > heartbeat;
-        (due && heard.is_none_or(|heard| heard <= at)).then_some(node)
+        let overdue = now.since(at) > heartbeat * OVERDUE_INTERVALS;
+        (overdue && heard.is_none_or(|heard| heard <= at)).then_some(node)
     })
 }
+
+/// Intervals after which a heartbeat is overdue.
+const OVERDUE_INTERVALS: u32 = 2;
 
 /// What stays the same when a client asks again: its address and what it calls itself, never its port.
 fn identity(address: IpAddr, headers: &HeaderMap, keyed: &impl BuildHasher) -> u64 {
