@@ -1,6 +1,7 @@
 //! `bench`: every performance claim of Freshet as a command that anyone can repeat, against a named peer.
 #![forbid(unsafe_code)]
 
+mod columns;
 mod interrupt;
 mod pacing;
 mod plot;

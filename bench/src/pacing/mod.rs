@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use freshet_testbed::{Backend, Cancel, Host, Options, Program, Testbed};
 use serde::Serialize;
+
+use crate::columns::table;
 
 /// Options of `bench pacing`.
 #[derive(Debug, clap::Args)]
@@ -82,7 +83,7 @@ struct Report {
 
 impl Report {
     fn table(&self) -> String {
-        let mut exact = table(&["donated", "downloads", "on the wire", "error", "worst second", "Jain"]);
+        let mut exact = table(&["donated", "downloads", "on the wire", "error", "worst second", "Jain"], 0);
         for row in &self.accuracy {
             exact.add_row([
                 format!("{} Mbit/s", row.rate_mbit),
@@ -95,7 +96,7 @@ impl Report {
         }
         let mut text = format!("{}\n", exact.trim_fmt());
         if !self.switching.is_empty() {
-            let mut switched = table(&["from", "to", "in force after"]);
+            let mut switched = table(&["from", "to", "in force after"], 0);
             for row in &self.switching {
                 switched.add_row([
                     format!("{} Mbit/s", row.from_mbit),
@@ -146,18 +147,6 @@ fn mbit(first: (Instant, u64), last: (Instant, u64)) -> f64 {
 /// A file of `bytes` that is downloaded.
 fn make_file(path: &Path, bytes: usize) -> Result<()> {
     std::fs::write(path, vec![0x5a; bytes]).with_context(|| format!("cannot make {}", path.display()))
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header.iter().copied());
-    for column in 0..header.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
 }
 
 const INTERFACE: &str = "eth0";

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::columns::table;
 use crate::plot::Groups;
 use crate::spread::Spread;
 
@@ -127,22 +127,27 @@ impl Report {
         if !self.left_out.is_empty() {
             let _ = writeln!(text, "not installed, left out: {}", self.left_out.join(", "));
         }
-        let mut rates =
-            table(&["cell", "server", "requests/s", "GB/s", "CPU µs/request", "CPU s/GB", "rate ×", "CPU ×"]);
-        let mut latencies = table(&[
-            "cell",
-            "server",
-            "closed p50",
-            "p99",
-            "p99.9 µs",
-            "at rate/s",
-            "p50",
-            "p99",
-            "p99.9 µs",
-            "p99 ×",
-        ]);
+        let mut rates = table(
+            &["cell", "server", "requests/s", "GB/s", "CPU µs/request", "CPU s/GB", "rate ×", "CPU ×"],
+            2,
+        );
+        let mut latencies = table(
+            &[
+                "cell",
+                "server",
+                "closed p50",
+                "p99",
+                "p99.9 µs",
+                "at rate/s",
+                "p50",
+                "p99",
+                "p99.9 µs",
+                "p99 ×",
+            ],
+            2,
+        );
         let mut others =
-            table(&["cell", "server", "B/idle connection", "threads before, after", "streamed GB"]);
+            table(&["cell", "server", "B/idle connection", "threads before, after", "streamed GB"], 2);
         for cell in &self.cells {
             let Some(first) = cell.servers.first() else { continue };
             for server in &cell.servers {
@@ -270,18 +275,6 @@ fn quantiles(latency: Option<Latency>) -> [String; 3] {
     latency.map_or_else(Default::default, |latency| {
         [latency.p50_us, latency.p99_us, latency.p999_us].map(|us| format!("{us:.0}"))
     })
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(header.iter().copied());
-    for column in 2..header.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
 }
 
 #[cfg(test)]
