@@ -208,8 +208,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Between two looks at whether a large file is being written to.
 const RECHECK_BYTES: u64 = 64 << 20;
 
-/// Outcomes not yet fetched at most; the threads wait then.
-const OUTCOMES_MAX: usize = 4096;
+/// Outcomes not yet fetched at most; the threads wait then. A crash costs these at the worst, so they are few.
+pub(super) const OUTCOMES_MAX: usize = 512;
 
 /// The keeper is woken for this many; waking it for each would cost more than hashing a small file.
 const OUTCOMES_RING: usize = 256;

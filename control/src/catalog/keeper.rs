@@ -363,6 +363,8 @@ impl Keeper {
         self.twins.clear();
         if self.walked {
             self.carried = false;
+            // Whoever waited for the scan is told what it left out.
+            self.report();
             self.shared.scanned.send_if_modified(|done| !std::mem::replace(done, true));
         }
     }
@@ -515,8 +517,8 @@ const DIRTY_MAX: usize = 65_536;
 /// Changes held at most, before those that may are published early.
 const STAGED_MAX: usize = 100_000;
 
-/// Hashes computed and not yet on disk, at most.
-const KEEP_MAX: usize = 1_024;
+/// Hashes fetched from the desk that make a transaction due.
+pub(super) const KEEP_MAX: usize = 1_024;
 
 /// And for how long at most.
 const KEEP_WITHIN: Duration = Duration::from_secs(1);

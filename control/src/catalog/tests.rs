@@ -245,7 +245,7 @@ fn child_that_is_killed() {
 #[test]
 fn a_kill_loses_no_hash() {
     let place = Place::new();
-    let files = 4_000;
+    let files = 8_000;
     for i in 0..files {
         place.put(&format!("pool/{}/{i}.deb", i % 40), format!("content {i}").repeat(20));
     }
@@ -261,7 +261,7 @@ fn a_kill_loses_no_hash() {
             .and_then(|text| text.parse().ok())
             .unwrap_or(0)
     };
-    until("some hashes", || progress() > 2_500);
+    until("some hashes", || progress() > 5_000);
     child.kill().unwrap();
     child.wait().unwrap();
     let hashed = progress();
@@ -269,9 +269,10 @@ fn a_kill_loses_no_hash() {
 
     let catalog = place.open();
     assert_eq!(catalogued(&catalog.load()), on_disk(&place.repo()));
-    // At most one batch was computed and not yet written.
+    // A slow transaction holds a batch and a fetch, the desk fills meanwhile; the busy file may count now and then.
+    let unwritten_max = (keeper::KEEP_MAX + 2 * hashing::OUTCOMES_MAX) as u64;
     let lost = (hashed + catalog.hashed_files()).saturating_sub(files);
-    assert!(lost <= 1_100, "{lost} of {hashed} hashes were computed again");
+    assert!(lost <= unwritten_max + 100, "{lost} of {hashed} hashes were computed again");
     assert!(catalog.hashed_files() < files, "nothing was kept");
 }
 
@@ -337,8 +338,7 @@ fn an_endless_writer_holds_up_nobody_else() {
     until("an index beside it", || has(&catalog, "Release", "r"));
     stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
-    until("the log itself", || !lacks(&catalog, "log"));
-    assert!(!tells(&catalog, "log: still"));
+    until("the log itself", || !lacks(&catalog, "log") && !tells(&catalog, "log: still"));
 }
 
 #[test]
