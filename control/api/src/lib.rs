@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod bundle;
 pub mod checksum;
 pub mod config;
 pub mod enrol;
@@ -11,6 +12,8 @@ pub mod heartbeat;
 pub mod id;
 pub mod manifest;
 pub mod pin;
+pub mod recipe;
+pub mod swarm;
 pub mod sync_token;
 pub mod ticket;
 pub mod traffic;

@@ -1,7 +1,9 @@
-//! The bearer token for the origin's sync port: who may fetch blobs, and until when.
+//! The bearer token for a sync port: who may fetch blobs, and until when.
 //!
-//! base64url of (version, node, expiry, MAC): HMAC-SHA-256 (RFC 2104) truncated to 128 bits under a key that
-//! only control has. A volunteer gets a fresh one with every heartbeat and treats it as opaque.
+//! base64url of (version, node, expiry, MAC): HMAC-SHA-256 (RFC 2104) truncated to 128 bits. For the origin's port
+//! the key is one that only control has; for a volunteer's port it is one that this volunteer and control have, so
+//! that a volunteer can let its peers in and can mint nothing for anybody else. Whoever brings one treats it as
+//! opaque.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +14,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::id::NodeId;
+use crate::ticket::TicketKey;
 
 /// Permission for one node to fetch blobs from the origin until a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +73,19 @@ impl SyncToken {
     }
 }
 
-/// The secret under which control seals sync tokens; it never leaves control.
+/// The secret under which control seals the sync tokens for one port.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SyncKey(#[serde(with = "crate::enrol::secret_text")] pub [u8; 32]);
+
+impl SyncKey {
+    /// The key for the sync port of the volunteer with this ticket key.
+    pub fn of_volunteer(ticket_key: &TicketKey) -> Self {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&ticket_key.0).expect("HMAC takes a key of any length");
+        mac.update(VOLUNTEER_DOMAIN);
+        Self(mac.finalize().into_bytes().into())
+    }
+}
 
 impl std::fmt::Debug for SyncKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,8 +99,8 @@ pub enum SyncTokenError {
     /// It is no token at all.
     #[error("this is no sync token; send `Authorization: Bearer` with the one of the last heartbeat's reply")]
     Malformed,
-    /// It was altered, or sealed by another control.
-    #[error("the sync token was not sealed by this origin; the next heartbeat's reply brings a good one")]
+    /// It was altered, or sealed for another port.
+    #[error("the sync token was not sealed for this port; the next heartbeat's reply brings a good one")]
     Forged,
     /// Too late.
     #[error("the sync token expired {seconds} s ago; the next heartbeat's reply brings a fresh one")]
@@ -109,6 +121,7 @@ fn mac(key: &SyncKey, payload: &[u8]) -> [u8; MAC_BYTES] {
 
 const VERSION: u8 = 1;
 const DOMAIN: &[u8] = b"freshet sync token 1\0";
+const VOLUNTEER_DOMAIN: &[u8] = b"freshet sync port of a volunteer 1\0";
 const PAYLOAD_BYTES: usize = 1 + 4 + 4;
 const MAC_BYTES: usize = 16;
 const TEXT_BYTES_MAX: usize = (PAYLOAD_BYTES + MAC_BYTES).div_ceil(3) * 4;
@@ -133,6 +146,10 @@ mod tests {
     fn another_key_is_refused() {
         let text = SyncToken { node: NodeId(9), expires: 100 }.seal(&SyncKey([8; 32]));
         assert_eq!(SyncToken::open(&text, &KEY, 1), Err(SyncTokenError::Forged));
+        let [one, other] = [1, 2].map(|n| SyncKey::of_volunteer(&TicketKey([n; 32])));
+        let text = SyncToken { node: NodeId(9), expires: 100 }.seal(&one);
+        assert!(SyncToken::open(&text, &one, 1).is_ok());
+        assert_eq!(SyncToken::open(&text, &other, 1), Err(SyncTokenError::Forged));
     }
 
     proptest! {
