@@ -87,10 +87,16 @@ pub struct BudgetState {
 pub struct Allowance {
     /// The rate for all classes together; none for no limit.
     pub rate: Option<BytesPerSec>,
+    /// What the rate would be if the volume had no end: what others may reckon with.
+    pub offered: Option<BytesPerSec>,
     /// What is left of the period's volume; none for no limit.
     pub left: Option<Bytes>,
     /// How long the period still lasts; none without a quota.
     pub period_left: Option<Duration>,
+    /// How long the period lasts in all; none without a quota.
+    pub period: Option<Duration>,
+    /// How long until hours begin in which nothing may go out; none when that is more than [`AHEAD`] away.
+    pub open_for: Option<Duration>,
     /// What determines the rate.
     pub limit: Limit,
 }
@@ -183,19 +189,35 @@ impl Budget {
             let within = self.state.percentile.account(terms, sent, owner, now);
             lower(&mut rate, Some(within), Limit::Percentile);
         }
-        let (mut left, mut period_left) = (None, None);
+        let offered = rate.0;
+        let (mut left, mut period_left, mut period) = (None, None, None);
         if self.terms.quota.is_some() {
             let rest = quota.volume.0.saturating_sub(self.state.used.0);
             left = Some(Bytes(rest));
             let next = period_start(quota, local, 1, self.seed);
+            let begun = period_start(quota, local, 0, self.seed);
             period_left = Some(Duration::try_from(next.duration_since(local)).unwrap_or_default());
+            period = Some(Duration::try_from(next.duration_since(begun)).unwrap_or_default());
             // What goes out before the next tick must not exceed what is left: the last bytes are eked out.
             let horizon = since.clamp(TICK_EXPECTED, TICK_LATE_MAX).as_secs_f64() * 2.0;
             let last = rest.saturating_sub(QUOTA_END);
             let last = if last < QUOTA_END / 2 { 0 } else { (last as f64 / horizon) as u64 };
             lower(&mut rate, Some(BytesPerSec(last)), Limit::Quota);
         }
-        Allowance { rate: rate.0, left, period_left, limit: rate.1 }
+        let open_for = self.terms.hours.open_for(local, AHEAD);
+        Allowance { rate: rate.0, offered, left, period_left, period, open_for, limit: rate.1 }
+    }
+
+    /// The local time that is believed; none before the first tick.
+    pub fn local(&self) -> Option<DateTime> {
+        self.state.believed
+    }
+
+    /// What the link carries changed, or another one is the narrowest now.
+    pub fn set_link(&mut self, link: BytesPerSec) {
+        if let Some(owner_first) = &mut self.terms.owner_first {
+            owner_first.link = link;
+        }
     }
 
     /// The guaranteed share of each class.
@@ -269,6 +291,10 @@ fn lower(rate: &mut (Option<BytesPerSec>, Limit), limit: Option<BytesPerSec>, wh
 
 /// How often the caller is asked to tick.
 pub const TICK_EXPECTED: Duration = Duration::from_millis(100);
+/// How far ahead [`Allowance::open_for`] looks.
+pub const AHEAD: Duration = Duration::from_secs(3600);
+/// So much of a volume is never given to the pacer: what the kernel still has to send comes out of it.
+pub const QUOTA_KEPT: Bytes = Bytes(QUOTA_END + QUOTA_END / 2);
 const TICK_LATE_MAX: Duration = Duration::from_secs(5);
 /// A burst and a chunk that the pacer may be ahead: the volume ends this much early.
 const QUOTA_END: u64 = 128 * 1024;

@@ -99,6 +99,23 @@ impl WeekHours {
     pub fn rate_at(&self, local: DateTime) -> Option<BytesPerSec> {
         self.spans.iter().find(|span| span.contains(local)).map(|span| span.rate)
     }
+
+    /// How long from `local` until the rate is 0, zero when it is 0 already; none when that is not within `ahead`.
+    pub fn open_for(&self, local: DateTime, ahead: Duration) -> Option<Duration> {
+        if self.spans.iter().all(|span| span.rate.0 > 0) {
+            return None;
+        }
+        let minute = local.time().with().second(0).subsec_nanosecond(0).build().ok()?;
+        let begun = local.date().to_datetime(minute);
+        for minutes in 0..=ahead.as_secs().div_ceil(60) {
+            let at = begun.saturating_add(SignedDuration::from_mins(i64::try_from(minutes).ok()?));
+            if self.rate_at(at) == Some(BytesPerSec(0)) {
+                let until = Duration::try_from(at.duration_since(local)).unwrap_or_default();
+                return (until <= ahead).then_some(until);
+            }
+        }
+        None
+    }
 }
 
 /// A stretch of the day on some days of the week, with its rate.
@@ -204,6 +221,24 @@ mod tests {
         assert_eq!(hours.rate_at(date(2026, 1, 2).at(5, 0, 0, 0)), Some(BytesPerSec(100)));
         assert_eq!(hours.rate_at(date(2026, 1, 2).at(12, 0, 0, 0)), Some(BytesPerSec(10)));
         assert_eq!(WeekHours::default().rate_at(date(2026, 1, 2).at(12, 0, 0, 0)), None);
+    }
+
+    #[test]
+    fn closing_hours_are_seen_coming() {
+        let office = WeekSpan::new(0x1f, 8 * 60, 18 * 60, BytesPerSec(0)).unwrap();
+        let hours = WeekHours::new(vec![office]);
+        let hour = Duration::from_secs(3600);
+        // 2026-01-02 is a Friday.
+        let friday = |h, m, s| date(2026, 1, 2).at(h, m, s, 0);
+        assert_eq!(hours.open_for(friday(6, 0, 0), hour), None);
+        assert_eq!(hours.open_for(friday(7, 0, 0), hour), Some(hour));
+        assert_eq!(hours.open_for(friday(7, 59, 30), hour), Some(Duration::from_secs(30)));
+        assert_eq!(hours.open_for(friday(8, 0, 0), hour), Some(Duration::ZERO));
+        assert_eq!(hours.open_for(friday(17, 59, 59), hour), Some(Duration::ZERO));
+        assert_eq!(hours.open_for(friday(18, 0, 0), hour), None);
+        assert_eq!(hours.open_for(date(2026, 1, 3).at(7, 30, 0, 0), hour), None, "not on a Saturday");
+        let always = WeekSpan::new(0x7f, 0, 0, BytesPerSec(5)).unwrap();
+        assert_eq!(WeekHours::new(vec![always]).open_for(friday(8, 0, 0), hour), None);
     }
 
     #[test]
