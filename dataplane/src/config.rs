@@ -17,6 +17,10 @@ use crate::limits::{LimitError, LimitOptions};
 use crate::logging::LogFormat;
 use crate::network::Network;
 
+pub mod budget;
+
+use budget::BudgetConfig;
+
 /// `dataplane.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,6 +40,8 @@ pub struct Config {
     pub interfaces: Interfaces,
     /// Whether classifiers in the kernel (eBPF) count, where they may; else our own sockets' figures do.
     pub classifiers: bool,
+    /// Where the kernel keeps the classifiers and their counts when this process dies.
+    pub pins: Pins,
     /// Most that is sent, to customers and mirrors together, counted as bits on the wire; without it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub donated_rate: Option<BytesPerSec>,
@@ -49,6 +55,8 @@ pub struct Config {
     /// How long a stop waits for transfers to end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_secs: Option<u64>,
+    /// What the owner gives beyond a rate.
+    pub budget: BudgetConfig,
     /// The engine's bounds.
     pub limits: LimitOptions,
     /// Logs.
@@ -93,11 +101,13 @@ impl Default for Config {
             state: None,
             interfaces: Interfaces::default(),
             classifiers: true,
+            pins: Pins::default(),
             donated_rate: None,
             sync_rate: None,
             local_networks: Vec::new(),
             rings: 0,
             grace_secs: None,
+            budget: BudgetConfig::default(),
             limits: LimitOptions::default(),
             log: LogConfig::default(),
         }
@@ -152,6 +162,7 @@ impl Config {
                 return Err(ValueError::TooSlow { key, found: rate });
             }
         }
+        self.budget.check(self.donated_rate)?;
         if self.rings > RINGS_MAX {
             return Err(ValueError::TooMany { key: "rings", most: RINGS_MAX, found: self.rings });
         }
@@ -214,6 +225,8 @@ impl Config {
             ("state", self.state != new.state),
             ("interfaces", self.interfaces != new.interfaces),
             ("classifiers", self.classifiers != new.classifiers),
+            ("pins", self.pins != new.pins),
+            ("budget.hard_limit", self.budget.hard_limit != new.budget.hard_limit),
             ("rings", self.rings != new.rings),
             ("limits", self.limits != new.limits),
             ("log.format", self.log.format != new.log.format),
@@ -266,6 +279,77 @@ impl Serialize for Interfaces {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
+}
+
+/// Where the classifiers outlive this process: `"auto"`, `"off"`, or a directory of a bpffs for this daemon alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Pins {
+    /// A directory in [`BPFFS`] that is named after the state directory; without a bpffs there, none.
+    #[default]
+    Auto,
+    /// Nowhere: what is counted after the ledger's last line is lost with the process.
+    Off,
+    /// There.
+    Directory(PathBuf),
+}
+
+impl Pins {
+    /// The directory for a daemon whose state is in `state`.
+    pub fn directory(&self, state: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Off => None,
+            Self::Directory(path) => Some(path.clone()),
+            Self::Auto => {
+                let state = std::fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
+                let name = blake3::hash(state.as_os_str().as_encoded_bytes());
+                let mounted = Path::new(BPFFS).is_dir();
+                mounted.then(|| Path::new(BPFFS).join(format!("{PINS_PREFIX}{}", &name.to_hex()[..16])))
+            }
+        }
+    }
+}
+
+impl FromStr for Pins {
+    type Err = PinsError;
+
+    fn from_str(text: &str) -> Result<Self, PinsError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            path if path.starts_with('/') && !path.contains('.') => Ok(Self::Directory(path.into())),
+            _ => Err(PinsError { found: text.chars().take(120).collect() }),
+        }
+    }
+}
+
+impl std::fmt::Display for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Directory(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Pins {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Pins {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Text that says nothing about pins.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `auto`, `off` or a path below a bpffs without dots such as `/sys/fs/bpf/mine`, found {found:?}")]
+pub struct PinsError {
+    /// The first 120 characters of what was found.
+    pub found: String,
 }
 
 /// `http://host[:port]`, or `https://` where something in front of the daemon speaks TLS; no path, no trailing `/`.
@@ -386,6 +470,16 @@ pub enum ValueError {
         /// What came.
         found: BytesPerSec,
     },
+    /// A part of the budget.
+    #[error("expected `budget.{key}` to be {expected}, found {found}")]
+    Budget {
+        /// The key below `budget`.
+        key: &'static str,
+        /// What would have been right.
+        expected: &'static str,
+        /// What came.
+        found: String,
+    },
     /// A log filter that can't be read.
     #[error("expected `log.filter` to be like `info` or `warn,freshet_dataplane=debug`: {message}")]
     Filter {
@@ -454,6 +548,10 @@ pub const DEFAULT_LISTEN: SocketAddr =
 pub const FILE_NAME: &str = "dataplane.toml";
 /// The tree's name within a state directory, unless the configuration names another.
 pub const TREE: &str = "tree";
+/// Where a bpffs is usually mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// How the directories of [`Pins::Auto`] begin.
+pub const PINS_PREFIX: &str = "freshet-";
 /// The least rate that can be donated.
 pub const RATE_MIN: BytesPerSec = BytesPerSec(12_500);
 
@@ -483,11 +581,54 @@ const TEMPLATE_TAIL: &str = "\
 # Whether classifiers in the kernel (eBPF) count, where they may; else the kernel's figures of our own sockets do.
 #classifiers = true
 
+# Where the kernel keeps the classifiers and their counts while this daemon is dead, so that a crash loses no byte of
+# the month: \"auto\" (in /sys/fs/bpf, if that is mounted), \"off\", or a path below a bpffs. A stop takes them away.
+#pins = \"auto\"
+
 # Threads that serve, each with a ring; 0 means one per core.
 #rings = 0
 
 # How long a stop waits for transfers to end.
 #grace_secs = 30
+
+# What is given beyond a rate. None of it is ever exceeded; whoever comes when it is used up is sent elsewhere.
+#[budget]
+# Most that one connection is sent.
+#connection_rate = \"50 Mbit/s\"
+# \"on\": the kernel's queue (HTB) keeps donated_rate too, where no queue was set up; \"replace\": also there.
+#hard_limit = \"off\"
+
+# A volume per month, from a random time within start_within_hours after midnight of start_day. counts: \"sent\" or
+# \"both\" directions, as the provider does.
+#[budget.month]
+#volume = \"10 TB\"
+#start_day = 1
+#start_within_hours = 6
+#counts = \"sent\"
+
+# Only what the owner's own traffic leaves of the link, less a margin. Without link: what the driver says it carries.
+#[budget.owner_first]
+#link = \"1 Gbit/s\"
+#margin = \"10 Mbit/s\"
+
+# For who pays by the 95th percentile: beyond the commitment only in the 5 % of samples that are free.
+#[budget.percentile]
+#commitment = \"100 Mbit/s\"
+#burst = \"500 Mbit/s\"
+
+# Hundredths of the rate that a class keeps, whatever the other wants.
+#[budget.minimum]
+#delivery = 50
+#sync = 20
+
+# Hours of the week with their own rates in place of donated_rate and sync_rate, also above them; the first that fits
+# holds. May be repeated.
+#[[budget.hours]]
+#days = \"mon-fri\"
+#from = \"08:00\"
+#until = \"18:00\"
+#rate = \"20 Mbit/s\"
+#sync_rate = \"10 Mbit/s\"
 
 # The bounds of the server; `dataplane run --help` lists them all.
 #[limits]
@@ -547,6 +688,24 @@ mod tests {
         assert_eq!(config.sync_rate, Some(BytesPerSec(50_000_000)));
         assert_eq!(config.local_networks.len(), 2);
         assert_eq!(config.limits.connections_max, Some(20_000));
+        assert_eq!(config.budget.month.unwrap().volume, freshet_api::Bytes(10_000_000_000_000));
+        assert_eq!(config.budget.hours.len(), 1);
+        let again: Config = freshet_api::config::parse(&config.to_toml().unwrap()).unwrap();
+        assert_eq!(again.budget, config.budget, "what --check-config prints is read back");
+    }
+
+    #[test]
+    fn every_state_directory_has_pins_of_its_own() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let automatic = |state: &tempfile::TempDir| Pins::Auto.directory(state.path());
+        if let Some(pins) = automatic(&a) {
+            assert!(pins.starts_with(BPFFS) && !pins.display().to_string().contains('.'));
+            assert_ne!(automatic(&a), automatic(&b));
+            assert_eq!(automatic(&a), Some(pins));
+        }
+        assert_eq!(Pins::Off.directory(a.path()), None);
+        let named: Pins = "/sys/fs/bpf/mine".parse().unwrap();
+        assert_eq!(named.directory(a.path()), Some("/sys/fs/bpf/mine".into()));
     }
 
     #[test]
@@ -582,6 +741,31 @@ mod tests {
             ("[limits]\nhead_timeout_secs = 0", "head_timeout_secs"),
             ("[log]\nfilter = 'a=nonsense'", "log.filter"),
             ("grace_secs = 10000000", "grace_secs"),
+            ("pins = 'sys/fs'", "expected `auto`, `off` or a path"),
+            ("[budget]\nconnexion_rate = 1", "did you mean `connection_rate`?"),
+            ("[budget]\nconnection_rate = 1", "budget.connection_rate"),
+            ("[budget]\nhard_limit = 'on'", "donated_rate"),
+            ("[budget.month]\nstart_day = 1", "volume"),
+            ("[budget.month]\nvolume = '1 MB'", "expected `budget.month.volume` to be at least 10 MB"),
+            ("[budget.month]\nvolume = '1 TB'\nstart_day = 29", "a day from 1 to 28, found 29"),
+            ("[budget.month]\nvolume = '1 TB'\nstart_within_hours = 73", "at most 72"),
+            ("[budget.month]\nvolume = '1 TB'\ncounts = 'received'", "expected `sent` or"),
+            ("[budget.owner_first]\nlink = '1 Mbit/s'\nmargin = '1 Mbit/s'", "less than `link`"),
+            ("[budget.percentile]\ncommitment = '2 Mbit/s'\nburst = '1 Mbit/s'", "at least `commitment`"),
+            ("[budget.minimum]\nsync = 20", "a rate to be shared"),
+            ("donated_rate = '8 Mbit/s'\n[budget.minimum]\nsync = 60\ndelivery = 50", "at most 100"),
+            (
+                "[[budget.hours]]\ndays = 'weekend'\nfrom = '8:00'\nuntil = '9:00'\nrate = 0",
+                "expected days such as",
+            ),
+            (
+                "[[budget.hours]]\ndays = 'daily'\nfrom = '24:00'\nuntil = '9:00'\nrate = 0",
+                "a time before 24:00",
+            ),
+            (
+                "[[budget.hours]]\ndays = 'daily'\nfrom = '8:00'\nuntil = '9:00'\nrate = '1 kbit/s'",
+                "budget.hours.rate",
+            ),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(FILE_NAME), "{text:?}: {error}");
