@@ -145,6 +145,23 @@ impl Classes {
         }
     }
 
+    /// The mark for a listener of this class, where marks tell classes apart and this process may set them: its packets
+    /// are then counted without a look at their headers.
+    #[must_use]
+    pub fn mark_of(&self, class: Class) -> Option<u32> {
+        let mark = self.marks.filter(|_| self.kernel.is_some())?.mark(class);
+        let probe = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+        probe.set_mark(mark).is_ok().then_some(mark)
+    }
+
+    /// From now on the end of the counting leaves nothing: pinned counters and attachments go too. Without this, what
+    /// is pinned stays for the next run.
+    pub fn leave_nothing(&self) {
+        if let Some(kernel) = &self.kernel {
+            kernel.leave_nothing();
+        }
+    }
+
     /// Without the right to set a mark the port decides, which costs a few nanoseconds more a packet.
     fn mark(&self, socket: &SockRef<'_>, class: Class) {
         if let (Some(marks), true) = (self.marks, self.kernel.is_some())

@@ -5,6 +5,7 @@
 //! This crate never limits a rate, never decides a policy, and never sends a packet.
 
 pub mod classes;
+pub mod host;
 pub mod interfaces;
 pub mod kernel;
 pub mod reading;

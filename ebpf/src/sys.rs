@@ -1,4 +1,5 @@
-//! The only place of this crate that meets the kernel without a safe wrapper: `TCP_INFO` and `getifaddrs`.
+//! The only place of this crate that meets the kernel without a safe wrapper: `TCP_INFO`, `SO_MAX_PACING_RATE`,
+//! `getifaddrs` and `adjtimex`.
 //! It never keeps a pointer or a descriptor beyond one call.
 #![allow(unsafe_code)]
 
@@ -68,6 +69,30 @@ pub(crate) fn tcp_figures(socket: BorrowedFd<'_>) -> io::Result<TcpFigures> {
 
 /// From `linux/tcp.h`.
 const TCPI_OPT_TIMESTAMPS: u8 = 1;
+
+/// Sets `SO_MAX_PACING_RATE`, bytes per second; all ones for no ceiling. 64 bits wide since Linux 4.20.
+pub(crate) fn set_max_pacing_rate(socket: BorrowedFd<'_>, rate: u64) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call, and the kernel reads `size_of::<u64>()` bytes from `rate`.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            ptr::from_ref(&rate).cast(),
+            size_of::<u64>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel says that its clock follows another one (`STA_UNSYNC` is not set).
+pub(crate) fn clock_is_synchronised() -> bool {
+    // SAFETY: `timex` is plain numbers, for which all zeroes is a value; with no mode set the kernel only writes to it.
+    let mut time: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a value that lives for the call.
+    let state = unsafe { libc::adjtimex(&mut time) };
+    state >= 0 && state != libc::TIME_ERROR && time.status & libc::STA_UNSYNC == 0
+}
 
 /// An interface of the calling thread's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +195,13 @@ mod tests {
         assert_eq!(tcp_figures(client.as_fd()).unwrap().bytes_sent, 1000);
         assert_eq!(tcp_figures(server.as_fd()).unwrap().bytes_received, 1000);
         assert_eq!(tcp_figures(server.as_fd()).unwrap().state, 1);
+    }
+
+    #[test]
+    fn a_ceiling_can_be_set_and_lifted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_max_pacing_rate(listener.as_fd(), 5_000_000_000).unwrap();
+        set_max_pacing_rate(listener.as_fd(), u64::MAX).unwrap();
     }
 
     #[test]

@@ -106,6 +106,18 @@ impl Attached {
         }
     }
 
+    /// Takes off a filter that is to outlive its program; a link goes with its pin.
+    pub(super) fn withdraw(&self, attachment: Attachment) {
+        if attachment != Attachment::Clsact || self.programs.is_none() {
+            return;
+        }
+        for direction in [Direction::In, Direction::Out] {
+            if let Err(error) = pins::detach_filter(&self.name, direction) {
+                tracing::warn!(interface = self.name, %error, "a filter stays; `dataplane cleanup` removes it");
+            }
+        }
+    }
+
     /// All counts since the epoch.
     pub(super) fn flows(&self) -> Result<[Flow; CLASSES], KernelError> {
         let mut flows = self.before;

@@ -126,6 +126,8 @@ pub(crate) struct State {
     config: Config,
     attachment: Attachment,
     pins: Option<PinDirectory>,
+    /// Whether the pins go when this ends.
+    leave_nothing: bool,
     namespace: u64,
 }
 
@@ -232,10 +234,19 @@ impl State {
         pins.detach_others(&chosen)
     }
 
-    /// Takes off what is not pinned, and lets go of the pins. Handles that outlive this change nothing any more.
+    /// Takes off what is not pinned, or everything, and lets go of the pins. Handles that outlive this change nothing any
+    /// more.
     fn close(&mut self) {
+        let pins = self.pins.take();
+        if let (Some(pins), true) = (pins, self.leave_nothing) {
+            for attached in &mut self.attached {
+                attached.withdraw(self.attachment);
+            }
+            if let Err(error) = pins.remove() {
+                tracing::warn!(%error, "pinned counters stay; `dataplane cleanup` removes them");
+            }
+        }
         self.attached.clear();
-        self.pins = None;
     }
 }
 
@@ -273,6 +284,7 @@ impl KernelAccounting {
             config: setup.config,
             attachment,
             pins,
+            leave_nothing: false,
             namespace: attach::network_namespace()?,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state) });
@@ -318,6 +330,10 @@ impl Shared {
 
     pub(crate) fn release(&self, port: u16) {
         self.lock().release(port);
+    }
+
+    pub(crate) fn leave_nothing(&self) {
+        self.lock().leave_nothing = true;
     }
 
     pub(crate) fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<(), KernelError> {

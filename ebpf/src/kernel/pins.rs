@@ -71,6 +71,11 @@ impl PinDirectory {
         }
     }
 
+    /// Removes everything in it and itself, which detaches what is pinned here. The lock is held to the end.
+    pub(super) fn remove(self) -> Result<Vec<PathBuf>, KernelError> {
+        remove_all(&self.path)
+    }
+
     /// Removes the links of interfaces that an earlier run counted and this one does not; their counters stay.
     pub(super) fn detach_others(&self, chosen: &[&str]) -> Result<(), KernelError> {
         let keep: Vec<OsString> = chosen.iter().map(|name| file_name(name).into()).collect();
@@ -152,20 +157,7 @@ pub fn cleanup(pin: Option<&Path>) -> Result<Cleaned, KernelError> {
         && pin.is_dir()
     {
         let _lock = PinDirectory::lock(pin)?;
-        let failed = |error: io::Error| KernelError::Pin { path: pin.to_owned(), error };
-        for entry in fs::read_dir(pin).map_err(failed)? {
-            let directory = entry.map_err(failed)?.path();
-            let links = [Direction::In, Direction::Out].map(link_name);
-            for name in links.into_iter().chain(abi::map::ALL) {
-                if remove(&directory.join(name))? {
-                    cleaned.pins.push(directory.join(name));
-                }
-            }
-            fs::remove_dir(&directory).map_err(failed)?;
-            cleaned.pins.push(directory);
-        }
-        fs::remove_dir(pin).map_err(failed)?;
-        cleaned.pins.push(pin.to_owned());
+        cleaned.pins = remove_all(pin)?;
     }
     for link in crate::interfaces::names()? {
         for direction in [Direction::In, Direction::Out] {
@@ -175,6 +167,26 @@ pub fn cleanup(pin: Option<&Path>) -> Result<Cleaned, KernelError> {
         }
     }
     Ok(cleaned)
+}
+
+/// Removes the pins of all interfaces below `pin`, then `pin`; returns what it removed.
+fn remove_all(pin: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let failed = |error: io::Error| KernelError::Pin { path: pin.to_owned(), error };
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(pin).map_err(failed)? {
+        let directory = entry.map_err(failed)?.path();
+        let links = [Direction::In, Direction::Out].map(link_name);
+        for name in links.into_iter().chain(abi::map::ALL) {
+            if remove(&directory.join(name))? {
+                removed.push(directory.join(name));
+            }
+        }
+        fs::remove_dir(&directory).map_err(failed)?;
+        removed.push(directory);
+    }
+    fs::remove_dir(pin).map_err(failed)?;
+    removed.push(pin.to_owned());
+    Ok(removed)
 }
 
 /// Removes our filter of the clsact qdisc, whoever attached it; false when there is none.
