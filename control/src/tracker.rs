@@ -234,6 +234,7 @@ pub(crate) mod testing {
             sync_url: None,
             readiness: Readiness::Ready,
             donated_rate: None,
+            budget: None,
             source: CounterSource::Ebpf,
             interfaces: Vec::new(),
             delivery: DeliveryCounters::default(),

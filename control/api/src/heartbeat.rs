@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::FileId;
 use crate::traffic::{CounterSource, InterfaceCounters};
-use crate::units::BytesPerSec;
+use crate::units::{Bytes, BytesPerSec};
 
 /// `POST /v1/heartbeat`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +24,11 @@ pub struct Heartbeat {
     pub sync_url: Option<String>,
     /// Whether customers may be sent here now.
     pub readiness: Readiness,
-    /// Most that the owner gives to delivery and sync together.
+    /// Most that the owner gives to delivery and sync together just now.
     pub donated_rate: Option<BytesPerSec>,
+    /// What is left of what the owner gives; none from a daemon that does not tell.
+    #[serde(default)]
+    pub budget: Option<BudgetReport>,
     /// Where the counters come from.
     pub source: CounterSource,
     /// Counters per interface, by class.
@@ -49,6 +52,35 @@ pub enum Readiness {
         /// For the operator, in words.
         why: String,
     },
+}
+
+/// Where the owner's budget stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetReport {
+    /// What may go out now; none for no limit.
+    pub rate: Option<BytesPerSec>,
+    /// What determines that: `none`, `cap`, `hours`, `owner`, `percentile` or `quota`.
+    pub limit: String,
+    /// Bytes donated in this month.
+    pub used: Bytes,
+    /// Bytes that new transfers may still be promised: by the volume, and before hours in which nothing goes out. None
+    /// for no such end.
+    pub promisable: Option<Bytes>,
+    /// The month's volume, if there is one.
+    pub month: Option<MonthReport>,
+}
+
+/// Where the month stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonthReport {
+    /// What is given in all.
+    pub volume: Bytes,
+    /// What is left of it.
+    pub left: Bytes,
+    /// Seconds until the next one begins.
+    pub ends_in_secs: u64,
+    /// Seconds that this one lasts in all.
+    pub lasts_secs: u64,
 }
 
 /// Counters of the delivery port since the daemon's start.

@@ -251,6 +251,7 @@ impl Volunteer {
             sync_url: None,
             readiness: Readiness::Ready,
             donated_rate: Some(BytesPerSec(1_000_000)),
+            budget: None,
             source: CounterSource::Ebpf,
             interfaces: vec![InterfaceCounters { name: "eth0".into(), ..Default::default() }],
             delivery: DeliveryCounters::default(),
