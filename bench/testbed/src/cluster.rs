@@ -303,7 +303,7 @@ impl Cluster {
     ) -> Result<(), Error> {
         let running = || self.volunteers.iter().filter(|volunteer| volunteer.process.is_some());
         let mut eligible = BTreeSet::new();
-        wait_until("the volunteers' mirrors to be complete", timeout, &testbed.cancel(), || {
+        let waited = wait_until("the volunteers' mirrors to be complete", timeout, &testbed.cancel(), || {
             let mirrors = self.mirrors()?;
             progress(&mirrors);
             let done = running()
@@ -318,7 +318,32 @@ impl Cluster {
             let weighed = considered.iter().filter(|one| one["excluded"].is_null());
             eligible.extend(weighed.filter_map(|one| one["name"].as_str()).map(str::to_owned));
             Ok(running().all(|volunteer| eligible.contains(&volunteer.name)).then_some(()))
+        });
+        waited.map_err(|error| match error {
+            Error::Timeout { what, after, .. } => {
+                Error::Timeout { what, after, tail: self.state_of_things(path) }
+            }
+            other => other,
         })
+    }
+
+    /// For whom a wait was in vain: what control knows, and what the daemons said last.
+    fn state_of_things(&self, path: &str) -> String {
+        let mut text = String::new();
+        for question in [&["status"][..], &["node", "list"], &["explain", path]] {
+            let answer = self.ctl(question).map_or_else(|error| error.to_string(), |value| value.to_string());
+            text.push_str(&format!("ctl {}: {answer}\n", question.join(" ")));
+        }
+        let processes =
+            self.volunteers.iter().map(|volunteer| (volunteer.name.as_str(), volunteer.process.as_ref()));
+        for (name, process) in processes.chain([("control", self.control())]) {
+            let log = process.and_then(|process| process.log().ok()).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            for line in &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..] {
+                text.push_str(&format!("{name}: {line}\n"));
+            }
+        }
+        text
     }
 
     /// How far each volunteer's mirror is, as control knows it.
@@ -443,6 +468,8 @@ fn encode(path: &str) -> String {
 }
 
 const ORIGIN: &str = "origin";
+/// Of each daemon, when a wait was in vain.
+const LOG_LINES_SHOWN: usize = 12;
 /// Debug builds on a busy machine start slowly.
 const READY: Duration = Duration::from_secs(30);
 const CTL: Duration = Duration::from_secs(30);
