@@ -30,7 +30,7 @@ pub use access_log::{AccessLog, LogFormat, LogOptions};
 pub use directory::DirectorySite;
 pub use limits::Limits;
 pub use observe::{Observer, Observers, ResponseRecord};
-pub use pace::{Grant, Pacer};
+pub use pace::{Grant, Pacer, Place};
 pub use server::{Listener, Running, Server, StartError, Stats};
 pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
 

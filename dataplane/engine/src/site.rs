@@ -88,6 +88,8 @@ pub enum Answer {
 pub struct Root {
     pub(crate) directory: std::os::fd::OwnedFd,
     pub(crate) display: std::path::PathBuf,
+    /// See [`Root::open_filling`].
+    pub(crate) filling: bool,
 }
 
 /// A file to be served.
@@ -203,13 +205,27 @@ impl Root {
     /// # Errors
     /// The kernel's, when it is not there, not a directory, or not permitted.
     pub fn open(path: impl Into<std::path::PathBuf>) -> std::io::Result<Arc<Self>> {
-        let display = path.into();
+        Self::open_as(path.into(), false)
+    }
+
+    /// Opens a directory whose files have their size from the beginning and are filled in place.
+    ///
+    /// A file's times mean nothing there, and nothing of it is kept in memory. The site sees to it that only
+    /// parts are asked for that are never written again, and gives an entity tag and a `Last-Modified`.
+    ///
+    /// # Errors
+    /// As [`Root::open`].
+    pub fn open_filling(path: impl Into<std::path::PathBuf>) -> std::io::Result<Arc<Self>> {
+        Self::open_as(path.into(), true)
+    }
+
+    fn open_as(display: std::path::PathBuf, filling: bool) -> std::io::Result<Arc<Self>> {
         let directory = rustix::fs::open(
             &display,
             rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
-        Ok(Arc::new(Self { directory, display }))
+        Ok(Arc::new(Self { directory, display, filling }))
     }
 
     /// The path it was opened by, for messages.

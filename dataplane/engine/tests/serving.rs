@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use freshet_engine::{
-    Answer, Body, FileAnswer, Grant, Limits, Listener, Observer, Pacer, Redirect, Refusal, Request,
+    Answer, Body, FileAnswer, Grant, Limits, Listener, Observer, Pacer, Place, Redirect, Refusal, Request,
     ResponseRecord, Root, Server, Site, StartError, Unavailable,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -444,7 +444,7 @@ impl Pacer for Bucket {
         self.free.load(Ordering::Relaxed)
     }
 
-    fn take(&self, class: u8, want: u64, now: Instant) -> Grant {
+    fn take(&self, class: u8, want: u64, _place: &mut Place, now: Instant) -> Grant {
         assert_eq!(class, 1);
         let allowed = (now.duration_since(self.begun).as_secs_f64() * self.rate as f64) as u64;
         let free = allowed.saturating_sub(self.taken.load(Ordering::Relaxed)).min(want);
@@ -715,4 +715,42 @@ fn sites_describe_their_files() {
         (known.status, known.field("cache-control"), known.field("repr-digest")),
         (304, Some("no-cache"), None)
     );
+}
+
+/// A file that is filled in place is served from the disk as it is at each moment, never broken off for its times.
+#[test]
+fn files_that_are_filled_in_place_are_served_in_parts() {
+    use std::os::unix::fs::FileExt as _;
+    struct Filling(Arc<Root>);
+    impl Site for Filling {
+        fn answer(&self, _request: &Request<'_>) -> Answer {
+            Answer::File(FileAnswer {
+                root: Arc::clone(&self.0),
+                path: "f".into(),
+                expected_size: Some(10_000),
+                expected_mtime: None,
+                etag: Some(HeaderValue::from_static("\"content\"")),
+                last_modified: Some(std::time::SystemTime::UNIX_EPOCH),
+                content_type: None,
+                headers: vec![],
+            })
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(directory.path().join("f")).unwrap();
+    file.set_len(10_000).unwrap();
+    let site = Filling(Root::open_filling(directory.path()).unwrap());
+    let served = Served::over(directory, Setting { site: Some(Arc::new(site)), ..Setting::default() });
+    for round in 0..200u64 {
+        let at = round * 50;
+        let text = format!("round {round}");
+        file.write_all_at(text.as_bytes(), at).unwrap();
+        let range = format!("Range: bytes={at}-{}", at + text.len() as u64 - 1);
+        let response = served.get("/f", &[&range]);
+        assert_eq!(
+            (response.status, response.text()),
+            (206, text),
+            "small enough for the memory, and not kept there"
+        );
+    }
 }

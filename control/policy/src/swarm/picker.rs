@@ -75,7 +75,7 @@ impl Picker {
     /// A peer went away, or is not asked any more; what it was asked for is free again.
     pub fn forget(&mut self, peer: NodeId) {
         if let Some(piece) = self.peers.remove(&peer).and_then(|peer| peer.asked) {
-            self.asked.remove(piece);
+            self.release(piece);
         }
     }
 
@@ -120,12 +120,55 @@ impl Picker {
         }
     }
 
+    /// `piece` is not here after all (it could not be kept), or is wanted only now.
+    pub fn lost(&mut self, piece: u32) {
+        self.have.remove(piece);
+    }
+
+    /// One request more for `piece`, which somebody is asked for already and takes long to give: to a peer that is
+    /// idle and has it, if there is one.
+    pub fn again(&mut self, piece: u32, seed: u64) -> Option<Pull> {
+        if self.have.contains(piece) {
+            return None;
+        }
+        let able: Vec<NodeId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.asked.is_none() && peer.held.contains(piece))
+            .map(|(&node, _)| node)
+            .collect();
+        let peer = *able.get(Draw::new(seed).below(able.len()))?;
+        self.asked.insert(piece);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.asked = Some(piece);
+        }
+        Some(Pull { peer, piece })
+    }
+
+    /// How many pieces `peer` has that are missing here and that nobody is asked for.
+    pub fn offers(&self, peer: NodeId) -> usize {
+        let Some(peer) = self.peers.get(&peer) else { return 0 };
+        self.have.missing_from(&peer.held).filter(|&piece| !self.asked.contains(piece)).count()
+    }
+
+    /// Whether `peer` is known and asked for nothing.
+    pub fn is_idle(&self, peer: NodeId) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.asked.is_none())
+    }
+
     /// `peer` could not give the piece it was asked for, or gave wrong bytes: it is taken to lack it.
     pub fn failed(&mut self, peer: NodeId) {
         if let Some(known) = self.peers.get_mut(&peer)
             && let Some(piece) = known.asked.take()
         {
             known.held.remove(piece);
+            self.release(piece);
+        }
+    }
+
+    /// A request for `piece` ended; it is free unless another peer is asked for it too.
+    fn release(&mut self, piece: u32) {
+        if !self.peers.values().any(|peer| peer.asked == Some(piece)) {
             self.asked.remove(piece);
         }
     }
@@ -222,6 +265,26 @@ mod tests {
         assert!(picker.reserve(0));
         picker.arrived(0);
         assert!(!picker.reserve(0) && picker.have().is_full());
+    }
+
+    #[test]
+    fn a_slow_piece_is_asked_for_again_elsewhere() {
+        let mut picker = Picker::new(PieceSet::new(2), PieceOrder::Random);
+        picker.peer(NodeId(1), set(2, &[0]));
+        assert_eq!(picker.next(1), Some(Pull { peer: NodeId(1), piece: 0 }));
+        assert_eq!(picker.again(0, 1), None, "nobody else has it");
+        picker.peer(NodeId(2), set(2, &[0]));
+        assert_eq!(picker.again(0, 1), Some(Pull { peer: NodeId(2), piece: 0 }));
+        picker.failed(NodeId(1));
+        picker.peer(NodeId(3), set(2, &[0]));
+        assert_eq!(picker.next(1), None, "the other one is still asked");
+        picker.failed(NodeId(2));
+        assert_eq!(picker.next(1), Some(Pull { peer: NodeId(3), piece: 0 }));
+        picker.arrived(0);
+        assert_eq!(picker.again(0, 1), None);
+        picker.lost(0);
+        picker.peer(NodeId(1), set(2, &[0]));
+        assert!(picker.next(1).is_some() && picker.offers(NodeId(1)) == 0);
     }
 
     #[test]

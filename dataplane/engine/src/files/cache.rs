@@ -61,6 +61,13 @@ pub(crate) struct CacheLimits {
     pub(crate) revalidate_after_millis: u64,
 }
 
+impl CacheLimits {
+    /// Whether a file's bytes are kept; never where they may change behind our back.
+    fn fits_memory(&self, version: &Version, root: &Root) -> bool {
+        version.size <= self.memory_file_bytes_max && !root.filling
+    }
+}
+
 /// Open files of one ring.
 #[derive(Debug)]
 pub(crate) struct FileCache {
@@ -90,7 +97,7 @@ impl FileCache {
             return Lookup::Found(file);
         }
         match open_now(wanted) {
-            Ok(Some(descriptor)) => match Version::of_descriptor(&descriptor) {
+            Ok(Some(descriptor)) => match Version::of_descriptor(&descriptor, &wanted.root) {
                 Ok(version) => self.admit(wanted, descriptor, version, now),
                 Err(why) => Lookup::Failed(why),
             },
@@ -131,17 +138,17 @@ impl FileCache {
                         Err(error) => return Err(self.after(unavailable(error))),
                     }
                 };
-                let version = Version::of_descriptor(&descriptor)?;
+                let version = Version::of_descriptor(&descriptor, &root)?;
                 (descriptor, version)
             }
         };
-        let content = if version.size <= self.limits.memory_file_bytes_max {
+        let content = if self.limits.fits_memory(&version, &root) {
             let descriptor = Rc::new(descriptor);
             let mut attempts = 0;
             loop {
                 let length = usize::try_from(version.size).unwrap_or(usize::MAX);
                 let read = uring::read_exact_at(Rc::clone(&descriptor), 0, length).await;
-                let after = Version::of_descriptor(&*descriptor)?;
+                let after = Version::of_descriptor(&*descriptor, &root)?;
                 match read {
                     Ok(body) if after == version => break Content::Memory(body.into()),
                     Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
@@ -188,11 +195,13 @@ impl FileCache {
 
     fn admit(&self, wanted: &FileAnswer, descriptor: OwnedFd, version: Version, now: u64) -> Lookup {
         let (root, path) = (&wanted.root, &wanted.path);
-        if version.size > self.limits.memory_file_bytes_max {
+        if !self.limits.fits_memory(&version, root) {
             return Lookup::Found(self.keep(root, path, version, Content::Descriptor(descriptor), now));
         }
         match read_resident(&descriptor, version.size) {
-            Ok(Some(body)) if Version::of_descriptor(&descriptor).is_ok_and(|after| after == version) => {
+            Ok(Some(body))
+                if Version::of_descriptor(&descriptor, root).is_ok_and(|after| after == version) =>
+            {
                 Lookup::Found(self.keep(root, path, version, Content::Memory(body.into()), now))
             }
             Ok(_) => Lookup::Cold(Missing {

@@ -30,10 +30,10 @@ impl Version {
     ///
     /// # Errors
     /// [`Unavailable`], when it is no regular file.
-    pub(crate) fn of_descriptor(file: impl AsFd) -> Result<Self, Unavailable> {
+    pub(crate) fn of_descriptor(file: impl AsFd, root: &Root) -> Result<Self, Unavailable> {
         let stat = rustix::fs::fstat(file).map_err(|error| Unavailable::Io(error.into()))?;
         match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-            rustix::fs::FileType::RegularFile => Ok(Self::from_stat(&stat)),
+            rustix::fs::FileType::RegularFile => Ok(Self::from_stat(&stat).below(root)),
             rustix::fs::FileType::Directory => Err(Unavailable::Directory),
             _ => Err(Unavailable::NotFound),
         }
@@ -42,7 +42,12 @@ impl Version {
     /// Asks the kernel what a path leads to now, if anything. The answer is only ever compared, never served.
     pub(crate) fn of_path(root: &Root, path: &[u8]) -> Option<Self> {
         let stat = rustix::fs::statat(root, path, rustix::fs::AtFlags::empty()).ok()?;
-        Some(Self::from_stat(&stat))
+        Some(Self::from_stat(&stat).below(root))
+    }
+
+    /// The same, as versions below `root` are told apart.
+    fn below(self, root: &Root) -> Self {
+        if root.filling { Self { mtime: 0, mtime_nanos: 0, ..self } } else { self }
     }
 
     fn from_stat(stat: &rustix::fs::Stat) -> Self {
@@ -127,7 +132,7 @@ impl OpenFile {
             return true;
         }
         self.looked_at.set(now_millis);
-        Version::of_descriptor(descriptor).is_ok_and(|now| now == self.version)
+        Version::of_descriptor(descriptor, &self.root).is_ok_and(|now| now == self.version)
     }
 
     /// How far from `position` on the page cache held the file within the last second, if it did at all.

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 
 use crate::files::OpenFile;
-use crate::pace::Grant;
+use crate::pace::Turn;
 use crate::ring::Core;
 use crate::uring::{self, Socket};
 
@@ -36,8 +36,7 @@ pub(crate) struct Transfer {
     segments: VecDeque<Segment>,
     /// Body bytes that the kernel took.
     pub(crate) sent: u64,
-    /// What is left of the pacer's last grant, bytes.
-    granted: u64,
+    turn: Turn,
     corked: bool,
     begun: bool,
 }
@@ -68,7 +67,7 @@ pub(crate) enum Progress {
 
 impl Transfer {
     pub(crate) fn new(segments: impl Into<VecDeque<Segment>>) -> Self {
-        Self { segments: segments.into(), sent: 0, granted: 0, corked: false, begun: false }
+        Self { segments: segments.into(), sent: 0, turn: Turn::default(), corked: false, begun: false }
     }
 
     /// Counts body bytes that were sent before the transfer was made.
@@ -105,7 +104,7 @@ impl Transfer {
             let (taken, is_body) = match segment {
                 Segment::Frame(bytes) => (send_bytes(socket, bytes, usize::MAX, more), false),
                 Segment::Memory(bytes) => {
-                    match allowance(&mut self.granted, core, class, bytes.len() as u64) {
+                    match self.turn.allow(core.pacer.as_ref(), class, bytes.len() as u64) {
                         Ok(allowed) => (send_bytes(socket, bytes, size(allowed), more), true),
                         Err(pause) => return Progress::Pause(pause),
                     }
@@ -120,7 +119,7 @@ impl Transfer {
                         Err(error) => return Progress::Broken(error),
                     };
                     let want = (until - *position).min(turn);
-                    match allowance(&mut self.granted, core, class, want) {
+                    match self.turn.allow(core.pacer.as_ref(), class, want) {
                         Ok(allowed) => {
                             asked = allowed;
                             (send_file(core, socket, file, position, *end, size(allowed)), true)
@@ -134,7 +133,7 @@ impl Transfer {
                     turn = turn.saturating_sub(count);
                     if is_body {
                         self.sent += count;
-                        self.granted = self.granted.saturating_sub(count);
+                        self.turn.sent(count);
                     }
                     if count < asked {
                         // The socket is full; asking it again would only tell the same.
@@ -262,21 +261,6 @@ fn window_end(position: u64, end: u64) -> u64 {
     (position / WINDOW_BYTES + 1).saturating_mul(WINDOW_BYTES).min(end)
 }
 
-/// How many of `want` bytes may go now.
-fn allowance(granted: &mut u64, core: &Core, class: u8, want: u64) -> Result<u64, Duration> {
-    let Some(pacer) = &core.pacer else { return Ok(want) };
-    if want == 0 || pacer.unlimited(class) {
-        return Ok(want);
-    }
-    if *granted == 0 {
-        match pacer.take(class, want.min(PACED_CHUNK_BYTES), Instant::now()) {
-            Grant::Bytes(bytes) => *granted = bytes.max(1),
-            Grant::Wait(pause) => return Err(pause),
-        }
-    }
-    Ok(want.min(*granted))
-}
-
 fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP]
@@ -296,6 +280,3 @@ const WINDOW_BYTES: u64 = 512 << 10;
 
 /// Bytes of one connection before the others get their turn.
 const TURN_BYTES: u64 = 2 << 20;
-
-/// What a limited class asks the pacer for at a time.
-const PACED_CHUNK_BYTES: u64 = 64 << 10;
