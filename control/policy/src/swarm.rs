@@ -7,7 +7,7 @@ mod piece_set;
 
 use freshet_api::Bytes;
 
-pub use self::lease::{Lease, LeaseBook, LeaseTerms};
+pub use self::lease::{ENDGAME_PART, Granted, Joining, Lease, LeaseBook, LeaseTerms, Progress};
 pub use self::picker::{Picker, PieceOrder, Pull};
 pub use self::piece_set::PieceSet;
 

@@ -5,13 +5,16 @@
 //! them to those with more spare uplink, who spread them; everything else moves between peers. Greedy
 //! windows instead of shares take 4.8 times as long. A lease that is not used in time goes to another;
 //! a volunteer that is banned loses its leases and what it claimed to hold counts no more.
+//!
+//! Nothing here walks over all pieces when somebody asks for leases, beyond a bitmap's words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use freshet_api::{Bytes, BytesPerSec, NodeId};
 
 use super::PieceSet;
+use crate::draw::Draw;
 use crate::moment::Moment;
 
 /// How leases are given.
@@ -23,15 +26,16 @@ pub struct LeaseTerms {
     pub origin: BytesPerSec,
     /// A lease lasts at least this long.
     pub expiry_min: Duration,
-    /// At the end, pieces that are leased but not seen may be leased again, up to this part of the
-    /// bundle in all.
-    pub endgame_part: f64,
+    /// How many copies of the bundle the origin may send in all, 1.0 or more. Up to [`ENDGAME_PART`] of a copy
+    /// beyond the first is for pieces whose lease somebody sits on at the end; what is above that is for speed.
+    /// Pieces that were lost with their only holder are leased again beyond any number of copies.
+    pub origin_copies: f64,
 }
 
 impl LeaseTerms {
     /// Leases for pieces of `piece` bytes from an origin that sends `origin`.
     pub fn new(piece: Bytes, origin: BytesPerSec) -> LeaseTerms {
-        LeaseTerms { piece, origin, expiry_min: Duration::from_secs(5), endgame_part: 0.05 }
+        LeaseTerms { piece, origin, expiry_min: Duration::from_secs(5), origin_copies: 1.0 + ENDGAME_PART }
     }
 }
 
@@ -44,31 +48,70 @@ pub struct Lease {
     pub until: Moment,
 }
 
+/// What a volunteer brings when it joins.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// What it can send to peers.
+    pub spare: BytesPerSec,
+    /// What it has.
+    pub held: PieceSet,
+    /// What it will never want.
+    pub unwanted: PieceSet,
+    /// Whether peers can ask it: one that nobody can reach gets pieces and passes none on.
+    pub reachable: bool,
+}
+
+/// How far one volunteer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Who.
+    pub node: NodeId,
+    /// Pieces that it has.
+    pub held: u32,
+    /// Pieces that it wants and lacks.
+    pub lacks: u32,
+    /// Leases that it has neither used nor lost.
+    pub leases: u32,
+}
+
+/// What the origin was asked for in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// Leases.
+    pub leases: u64,
+    /// Those among them that were given again at the end because somebody sat on the first.
+    pub endgame: u64,
+    /// Those among them for pieces that peers have, for speed.
+    pub extra: u64,
+    /// Those among them for volunteers that got nothing from anybody for long.
+    pub rescue: u64,
+}
+
 /// The leases of one bundle. The tracker keeps one per bundle that is being copied.
 #[derive(Debug)]
 pub struct LeaseBook {
     terms: LeaseTerms,
-    pieces: Vec<Piece>,
+    len: u32,
+    /// Reachable volunteers that have each piece.
+    holders: Vec<u32>,
+    leased: HashMap<u32, (NodeId, Moment)>,
+    by_expiry: BTreeSet<(Moment, u32)>,
+    /// Pieces that no reachable volunteer has and nobody may fetch.
+    free: PieceSet,
     members: BTreeMap<NodeId, Member>,
-    /// Pieces never leased yet, from here on; before it, those whose lease was lost.
-    next: u32,
-    lost: Vec<u32>,
-    granted: u64,
-    again: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Piece {
-    holders: u32,
-    leased: Option<(NodeId, Moment)>,
+    granted: Granted,
 }
 
 #[derive(Debug)]
 struct Member {
     spare: f64,
     held: PieceSet,
+    lacks: PieceSet,
+    reachable: bool,
     granted: u64,
     open: u32,
+    /// How much it had when it last asked, and since when it has had just that.
+    seen: (u32, Moment),
 }
 
 impl LeaseBook {
@@ -76,47 +119,66 @@ impl LeaseBook {
     pub fn new(pieces: u32, terms: LeaseTerms) -> LeaseBook {
         LeaseBook {
             terms,
-            pieces: vec![Piece::default(); pieces as usize],
+            len: pieces,
+            holders: vec![0; pieces as usize],
+            leased: HashMap::new(),
+            by_expiry: BTreeSet::new(),
+            free: PieceSet::full(pieces),
             members: BTreeMap::new(),
-            next: 0,
-            lost: Vec::new(),
-            granted: 0,
-            again: 0,
+            granted: Granted::default(),
         }
     }
 
-    /// `node` takes part, with `spare` uplink measured and the pieces it has already.
+    /// `node` takes part, with `spare` uplink measured and the pieces it has already; it wants all others.
     pub fn join(&mut self, node: NodeId, spare: BytesPerSec, held: PieceSet) {
+        let unwanted = PieceSet::new(self.len);
+        self.join_as(node, Joining { spare, held, unwanted, reachable: true });
+    }
+
+    /// `node` takes part; sets for a bundle of another length are taken for empty.
+    pub fn join_as(&mut self, node: NodeId, joining: Joining) {
         self.leave(node);
-        let held = if held.len() as usize == self.pieces.len() { held } else { PieceSet::new(self.len()) };
-        for piece in held.iter() {
-            self.pieces[piece as usize].holders += 1;
+        let fitting = |set: PieceSet| if set.len() == self.len { set } else { PieceSet::new(self.len) };
+        let (held, unwanted) = (fitting(joining.held), fitting(joining.unwanted));
+        let mut lacks = PieceSet::full(self.len);
+        held.iter().chain(unwanted.iter()).for_each(|piece| {
+            lacks.remove(piece);
+        });
+        if joining.reachable {
+            for piece in held.iter() {
+                self.holders[piece as usize] += 1;
+                self.free.remove(piece);
+            }
         }
         // Newcomers begin at the present share, not at zero: otherwise the last to join would be given
         // everything that is left.
-        let granted = self.fair_share_now(spare);
-        let member = Member { spare: spare.0.max(1) as f64, held, granted, open: 0 };
+        let spare = joining.spare.0.max(1) as f64;
+        let granted = (self.granted.leases as f64 * spare / (self.spare_sum() + spare)) as u64;
+        let seen = (held.count(), Moment::ZERO);
+        let member = Member { spare, held, lacks, reachable: joining.reachable, granted, open: 0, seen };
         self.members.insert(node, member);
     }
 
     /// `node` left, crashed, or was banned: its leases are free again and its holdings count no more.
     pub fn leave(&mut self, node: NodeId) {
         let Some(member) = self.members.remove(&node) else { return };
-        for piece in member.held.iter() {
-            let piece = &mut self.pieces[piece as usize];
-            piece.holders = piece.holders.saturating_sub(1);
+        if member.open > 0 {
+            let lost: Vec<(u32, Moment)> = self
+                .leased
+                .iter()
+                .filter(|(_, (holder, _))| *holder == node)
+                .map(|(&piece, &(_, until))| (piece, until))
+                .collect();
+            for (piece, until) in lost {
+                self.leased.remove(&piece);
+                self.by_expiry.remove(&(until, piece));
+                self.settle(piece);
+            }
         }
-        for (number, piece) in self.pieces.iter_mut().enumerate() {
-            if piece.leased.is_some_and(|(holder, _)| holder == node) {
-                piece.leased = None;
-                self.lost.push(number as u32);
-            } else if piece.holders == 0
-                && piece.leased.is_none()
-                && (number as u32) < self.next
-                && member.held.contains(number as u32)
-            {
-                // It was the only one that had it.
-                self.lost.push(number as u32);
+        if member.reachable {
+            for piece in member.held.iter() {
+                self.holders[piece as usize] = self.holders[piece as usize].saturating_sub(1);
+                self.settle(piece);
             }
         }
     }
@@ -128,20 +190,34 @@ impl LeaseBook {
         }
     }
 
+    /// The origin now gives this much to this bundle.
+    pub fn set_origin(&mut self, origin: BytesPerSec) {
+        self.terms.origin = origin;
+    }
+
     /// `node` has these pieces, verified and durable. Returns how many were news.
     pub fn have(&mut self, node: NodeId, pieces: impl IntoIterator<Item = u32>) -> u32 {
         let Some(member) = self.members.get_mut(&node) else { return 0 };
         let mut news = 0;
-        for number in pieces {
-            if !member.held.insert(number) {
+        for piece in pieces {
+            if !member.held.insert(piece) {
                 continue;
             }
             news += 1;
-            let piece = &mut self.pieces[number as usize];
-            piece.holders += 1;
-            if piece.leased.is_some_and(|(holder, _)| holder == node) {
-                piece.leased = None;
+            member.lacks.remove(piece);
+            if member.reachable {
+                self.holders[piece as usize] += 1;
+                self.free.remove(piece);
+            }
+            if let Some(&(holder, until)) = self.leased.get(&piece)
+                && holder == node
+            {
                 member.open = member.open.saturating_sub(1);
+                self.leased.remove(&piece);
+                self.by_expiry.remove(&(until, piece));
+                if self.holders[piece as usize] == 0 {
+                    self.free.insert(piece);
+                }
             }
         }
         news
@@ -150,47 +226,56 @@ impl LeaseBook {
     /// Gives `node` up to `wanted` leases; fewer, or none, when its share is used up for now.
     pub fn grant(&mut self, node: NodeId, wanted: u32, now: Moment) -> Vec<Lease> {
         self.expire(now);
-        let until = now + self.expiry();
-        let window = self.window();
-        let endgame = self.endgame();
+        let starving = self.is_starving(node, now);
+        let (until, window, spares) = (now + self.expiry(), self.window(), self.spare_sum());
         let mut leases = Vec::new();
         while (leases.len() as u32) < wanted {
             let Some(member) = self.members.get(&node) else { break };
-            // Ahead of its share by more than a window: others first, unless the origin would idle
-            // because those others do not ask.
-            let share = member.spare / self.spare_sum();
-            let fair = share * (self.granted as f64 + f64::from(window));
-            let open = self.open();
-            let idle = open < window.div_ceil(2);
-            if open >= window && !endgame {
+            let open = self.leased.len() as u32;
+            let free = member.lacks.first_common(&self.free);
+            let piece = if let Some(piece) = free {
+                // Ahead of its share by more than a window: others first, unless the origin would idle
+                // because those others do not ask.
+                let fair = member.spare / spares * (self.granted.leases as f64 + f64::from(window));
+                let idle = open < window.div_ceil(2);
+                if open >= window || (member.granted as f64 >= fair.max(1.0) && !idle) {
+                    break;
+                }
+                piece
+            } else if let Some(piece) = self.endgame_piece(node, now) {
+                self.granted.endgame += 1;
+                piece
+            } else if let Some(piece) = self.extra_piece(node, window) {
+                self.granted.extra += 1;
+                piece
+            } else if starving
+                && leases.is_empty()
+                && let Some(piece) = self.unleased_piece(node)
+            {
+                self.granted.rescue += 1;
+                piece
+            } else {
                 break;
-            }
-            if member.granted as f64 >= fair.max(1.0) && !endgame && !idle {
-                break;
-            }
-            let Some(number) = self.free_piece().or_else(|| self.endgame_piece(node, now)) else { break };
-            self.pieces[number as usize].leased = Some((node, until));
-            if let Some(member) = self.members.get_mut(&node) {
-                member.granted += 1;
-                member.open += 1;
-            }
-            self.granted += 1;
-            leases.push(Lease { piece: number, until });
+            };
+            self.lease(node, piece, until);
+            leases.push(Lease { piece, until });
         }
         leases
     }
 
     /// Whether `node` may fetch `piece` from the origin at `now`.
     pub fn is_leased(&self, node: NodeId, piece: u32, now: Moment) -> bool {
-        self.pieces
-            .get(piece as usize)
-            .and_then(|piece| piece.leased)
-            .is_some_and(|(holder, until)| holder == node && now < until)
+        self.leased.get(&piece).is_some_and(|&(holder, until)| holder == node && now < until)
     }
 
-    /// How many volunteers have `piece`.
+    /// How many volunteers that peers can ask have `piece`.
     pub fn holders(&self, piece: u32) -> u32 {
-        self.pieces.get(piece as usize).map_or(0, |piece| piece.holders)
+        self.holders.get(piece as usize).copied().unwrap_or(0)
+    }
+
+    /// Pieces that at least one such volunteer has.
+    pub fn spread(&self) -> u32 {
+        self.holders.iter().filter(|&&holders| holders > 0).count() as u32
     }
 
     /// What `node` has said it has.
@@ -198,28 +283,64 @@ impl LeaseBook {
         self.members.get(&node).map(|member| &member.held)
     }
 
-    /// Whether every member has every piece.
+    /// Who takes part, and how far everybody is.
+    pub fn members(&self) -> impl Iterator<Item = Progress> + '_ {
+        self.members.iter().map(|(&node, member)| Progress {
+            node,
+            held: member.held.count(),
+            lacks: member.lacks.count(),
+            leases: member.open,
+        })
+    }
+
+    /// Whether `node` takes part.
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.members.contains_key(&node)
+    }
+
+    /// Whether `node` takes part and has every piece that it wants.
+    pub fn is_done(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| member.lacks.is_empty())
+    }
+
+    /// Whether every member has every piece that it wants.
     pub fn is_complete(&self) -> bool {
-        self.members.values().all(|member| member.held.is_full())
+        self.members.values().all(|member| member.lacks.is_empty())
     }
 
-    /// Leases granted in all, those granted a second time at the end among them.
-    pub fn granted(&self) -> (u64, u64) {
-        (self.granted, self.again)
+    /// Whether the origin is asked for pieces just now, as much as it is let.
+    pub fn is_saturated(&self) -> bool {
+        self.leased.len() as u32 >= self.window().div_ceil(2)
     }
 
-    /// Peers for `node` to pull from: up to `wanted`, those that have most of what it lacks first,
-    /// with ties in an order of its own, so that not everybody asks the same.
+    /// Whether the origin is asked for pieces just now.
+    pub fn is_active(&self) -> bool {
+        !self.leased.is_empty()
+    }
+
+    /// Leases granted in all.
+    pub fn granted(&self) -> Granted {
+        self.granted
+    }
+
+    /// Peers for `node` to pull from, up to `wanted`: those that have what it lacks or are still getting it.
+    /// Drawn by `seed`, one with twice the spare uplink about twice as often, so that not everybody asks the
+    /// same and the strong are asked by more.
     pub fn peers(&self, node: NodeId, wanted: usize, seed: u64) -> Vec<NodeId> {
         let Some(member) = self.members.get(&node) else { return Vec::new() };
-        let mut peers: Vec<(u64, NodeId)> = self
+        let mut peers: Vec<(f64, NodeId)> = self
             .members
             .iter()
-            .filter(|(peer, _)| **peer != node)
-            .filter(|(_, other)| member.held.wants_from(&other.held) || !other.held.is_full())
-            .map(|(peer, _)| (crate::draw::mix(seed ^ crate::draw::mix(u64::from(peer.0))), *peer))
+            .filter(|(peer, other)| **peer != node && other.reachable)
+            .filter(|(_, other)| member.lacks.first_common(&other.held).is_some() || !other.lacks.is_empty())
+            .map(|(peer, other)| {
+                // Sampling without replacement by weight (Efraimidis and Spirakis, 2006).
+                let chance =
+                    Draw::new(seed ^ crate::draw::mix(u64::from(peer.0))).unit().max(f64::MIN_POSITIVE);
+                (-chance.ln() / other.spare, *peer)
+            })
             .collect();
-        peers.sort_unstable();
+        peers.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         peers.into_iter().take(wanted).map(|(_, peer)| peer).collect()
     }
 
@@ -230,67 +351,100 @@ impl LeaseBook {
         Duration::try_from_secs_f64(seconds).unwrap_or(self.terms.expiry_min).max(self.terms.expiry_min)
     }
 
-    fn expire(&mut self, now: Moment) {
-        for (number, piece) in self.pieces.iter_mut().enumerate() {
-            if let Some((holder, until)) = piece.leased
-                && now >= until
-            {
-                piece.leased = None;
-                if let Some(member) = self.members.get_mut(&holder) {
-                    member.open = member.open.saturating_sub(1);
-                }
-                if piece.holders == 0 {
-                    self.lost.push(number as u32);
-                }
+    fn lease(&mut self, node: NodeId, piece: u32, until: Moment) {
+        if let Some((before, when)) = self.leased.insert(piece, (node, until)) {
+            self.by_expiry.remove(&(when, piece));
+            if let Some(member) = self.members.get_mut(&before) {
+                member.open = member.open.saturating_sub(1);
             }
+        }
+        self.by_expiry.insert((until, piece));
+        self.free.remove(piece);
+        self.granted.leases += 1;
+        if let Some(member) = self.members.get_mut(&node) {
+            member.granted += 1;
+            member.open += 1;
         }
     }
 
-    /// The next piece that nobody has and nobody may fetch.
-    fn free_piece(&mut self) -> Option<u32> {
-        while let Some(number) = self.lost.pop() {
-            let piece = &self.pieces[number as usize];
-            if piece.holders == 0 && piece.leased.is_none() {
-                return Some(number);
+    fn expire(&mut self, now: Moment) {
+        while let Some(&(until, piece)) = self.by_expiry.first() {
+            if now < until {
+                break;
             }
-        }
-        while self.next < self.len() {
-            let number = self.next;
-            let piece = &self.pieces[number as usize];
-            self.next += 1;
-            if piece.holders == 0 && piece.leased.is_none() {
-                return Some(number);
+            self.by_expiry.pop_first();
+            if let Some((holder, _)) = self.leased.remove(&piece)
+                && let Some(member) = self.members.get_mut(&holder)
+            {
+                member.open = member.open.saturating_sub(1);
             }
+            self.settle(piece);
         }
-        None
+    }
+
+    /// Frees a piece that nobody has and nobody may fetch.
+    fn settle(&mut self, piece: u32) {
+        if self.holders[piece as usize] == 0 && !self.leased.contains_key(&piece) {
+            self.free.insert(piece);
+        }
     }
 
     /// At the end: a piece whose lease somebody else sits on longer than is usual.
-    fn endgame_piece(&mut self, node: NodeId, now: Moment) -> Option<u32> {
-        if !self.endgame() {
+    fn endgame_piece(&self, node: NodeId, now: Moment) -> Option<u32> {
+        let part = (self.terms.origin_copies - 1.0).clamp(0.0, ENDGAME_PART);
+        if self.granted.endgame as f64 >= part * f64::from(self.len) {
             return None;
         }
         let member = self.members.get(&node)?;
         let slow_until = now + self.expiry().mul_f64(1.0 - ENDGAME_PATIENCE);
-        let number = (0..self.len()).find(|&number| {
-            let piece = &self.pieces[number as usize];
-            piece.holders == 0
-                && !member.held.contains(number)
-                && piece.leased.is_some_and(|(holder, until)| holder != node && until <= slow_until)
-        })?;
-        if let Some((before, _)) = self.pieces[number as usize].leased
-            && let Some(member) = self.members.get_mut(&before)
-        {
-            member.open = member.open.saturating_sub(1);
-        }
-        self.again += 1;
-        Some(number)
+        let slow = self.by_expiry.iter().take_while(|(until, _)| *until <= slow_until);
+        slow.map(|&(_, piece)| piece).find(|&piece| {
+            self.holders[piece as usize] == 0
+                && member.lacks.contains(piece)
+                && self.leased.get(&piece).is_some_and(|(holder, _)| *holder != node)
+        })
     }
 
-    fn endgame(&self) -> bool {
-        self.next == self.len()
-            && self.lost.is_empty()
-            && (self.again as f64) < self.terms.endgame_part * f64::from(self.len())
+    /// For speed: a piece that few have, as long as the operator lets the origin send more copies.
+    fn extra_piece(&self, node: NodeId, window: u32) -> Option<u32> {
+        let part = (self.terms.origin_copies - 1.0 - ENDGAME_PART).max(0.0);
+        if (self.granted.extra + 1) as f64 > part * f64::from(self.len) || self.leased.len() as u32 >= window
+        {
+            return None;
+        }
+        let member = self.members.get(&node)?;
+        // A bounded look from a place that moves on, so that nobody waits for a walk over all pieces.
+        let from = (crate::draw::mix(self.granted.leases) % u64::from(self.len.max(1))) as u32;
+        member
+            .lacks
+            .iter_from(from)
+            .chain(member.lacks.iter().take_while(move |&piece| piece < from))
+            .filter(|piece| !self.leased.contains_key(piece))
+            .take(EXTRA_LOOK)
+            .min_by_key(|&piece| self.holders[piece as usize])
+    }
+
+    /// Some piece that `node` lacks, whoever has it.
+    fn unleased_piece(&self, node: NodeId) -> Option<u32> {
+        let member = self.members.get(&node)?;
+        member.lacks.iter().find(|piece| !self.leased.contains_key(piece))
+    }
+
+    /// Whether `node` lacks something and has got nothing from anybody for long: those that have it may be out
+    /// of its reach.
+    fn is_starving(&mut self, node: NodeId, now: Moment) -> bool {
+        let patience = self.expiry().max(STARVED_MIN);
+        let Some(member) = self.members.get_mut(&node) else { return false };
+        let held = member.held.count();
+        if member.seen.0 != held || member.seen.1 == Moment::ZERO {
+            member.seen = (held, now);
+        }
+        if member.lacks.is_empty() || member.open > 0 || now.since(member.seen.1) < patience {
+            return false;
+        }
+        // The next one after as long a wait again.
+        member.seen.1 = now;
+        true
     }
 
     /// Leases open at once: enough to keep the origin busy for two seconds, and at least one each.
@@ -299,28 +453,21 @@ impl LeaseBook {
         (busy as u32).max(self.members.len() as u32).max(1)
     }
 
-    /// Leases that are neither used nor expired.
-    fn open(&self) -> u32 {
-        self.members.values().map(|member| member.open).sum()
-    }
-
+    /// Of those who still lack something.
     fn spare_sum(&self) -> f64 {
-        self.members.values().map(|member| member.spare).sum::<f64>().max(1.0)
-    }
-
-    fn fair_share_now(&self, spare: BytesPerSec) -> u64 {
-        let spare = spare.0.max(1) as f64;
-        let sum = self.members.values().map(|member| member.spare).sum::<f64>() + spare;
-        (self.granted as f64 * spare / sum) as u64
-    }
-
-    fn len(&self) -> u32 {
-        self.pieces.len() as u32
+        let lacking = self.members.values().filter(|member| !member.lacks.is_empty());
+        lacking.map(|member| member.spare).sum::<f64>().max(1.0)
     }
 }
 
+/// The part of a bundle that may be leased a second time at the end, at most.
+pub const ENDGAME_PART: f64 = 0.05;
 /// The part of a lease's time after which its holder counts as slow.
 const ENDGAME_PATIENCE: f64 = 0.34;
+/// Pieces that are compared when one is given for speed.
+const EXTRA_LOOK: usize = 64;
+/// Without any news for this long (or a lease's time, if that is longer) a volunteer starves.
+const STARVED_MIN: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {
@@ -368,7 +515,7 @@ mod tests {
         for (count, share) in counts.iter().zip([100, 200, 700]) {
             assert!(count.abs_diff(share) < 30, "{counts:?}");
         }
-        assert_eq!(book.granted(), (1000, 0));
+        assert_eq!(book.granted(), Granted { leases: 1000, ..Granted::default() });
     }
 
     #[test]
@@ -425,9 +572,9 @@ mod tests {
                 }
             }
         }
-        let (granted, again) = book.granted();
-        assert!((1..=5).contains(&again), "{again}");
-        assert!(granted > 100, "{granted}");
+        let granted = book.granted();
+        assert!((1..=5).contains(&granted.endgame), "{granted:?}");
+        assert!(granted.leases > 100, "{granted:?}");
     }
 
     /// The whole swarm in lock-step time: every round each uplink sends as many pieces as it can.

@@ -16,6 +16,17 @@ impl PieceSet {
         PieceSet { words: vec![0; (len as usize).div_ceil(64)], len, count: 0 }
     }
 
+    /// All pieces of a bundle of `len`.
+    pub fn full(len: u32) -> PieceSet {
+        let mut words = vec![u64::MAX; (len as usize).div_ceil(64)];
+        if let Some(last) = words.last_mut()
+            && !len.is_multiple_of(64)
+        {
+            *last = (1 << (len % 64)) - 1;
+        }
+        PieceSet { words, len, count: len }
+    }
+
     /// How many pieces the bundle has.
     pub fn len(&self) -> u32 {
         self.len
@@ -69,6 +80,24 @@ impl PieceSet {
             .flat_map(|(index, &word)| bits(word).map(move |bit| index as u32 * 64 + bit))
     }
 
+    /// Those from `from` on, ascending.
+    pub fn iter_from(&self, from: u32) -> impl Iterator<Item = u32> + '_ {
+        let first = (from / 64) as usize;
+        self.words.iter().enumerate().skip(first).flat_map(move |(index, &word)| {
+            let word = if index == first { word & (u64::MAX << (from % 64)) } else { word };
+            bits(word).map(move |bit| index as u32 * 64 + bit)
+        })
+    }
+
+    /// The first piece that is in both.
+    pub fn first_common(&self, other: &PieceSet) -> Option<u32> {
+        let both = |(index, (mine, theirs)): (usize, (&u64, &u64))| {
+            let common = mine & theirs;
+            (common != 0).then(|| index as u32 * 64 + common.trailing_zeros())
+        };
+        self.words.iter().zip(&other.words).enumerate().find_map(both)
+    }
+
     /// Those of `other` that are missing here, ascending.
     pub fn missing_from<'a>(&'a self, other: &'a PieceSet) -> impl Iterator<Item = u32> + 'a {
         self.words
@@ -118,8 +147,13 @@ mod tests {
                 prop_assert_eq!(set.count() as usize, plain.len());
             }
             prop_assert!(set.iter().eq(plain.iter().copied()));
-            let mut whole = PieceSet::new(len);
-            (0..len).for_each(|piece| { whole.insert(piece); });
+            let whole = PieceSet::full(len);
+            let mut one_by_one = PieceSet::new(len);
+            (0..len).for_each(|piece| { one_by_one.insert(piece); });
+            prop_assert_eq!(&whole, &one_by_one);
+            prop_assert_eq!(set.first_common(&whole), plain.first().copied());
+            prop_assert!(whole.iter_from(len / 2).eq(len / 2..len));
+            prop_assert!(set.iter_from(len / 3).eq(plain.range(len / 3..).copied()));
             prop_assert!(whole.is_full());
             prop_assert!(set.missing_from(&whole).all(|piece| !plain.contains(&piece)));
             prop_assert_eq!(set.missing_from(&whole).count() as u32, len - set.count());
