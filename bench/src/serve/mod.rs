@@ -25,7 +25,8 @@ use crate::spread::Spread;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Servers, the first is measured against the others: freshet, freshet-2 (two rings on both cores),
-    /// nginx, lighttpd, static-web-server. Those that are not installed are left out, and named.
+    /// freshet-other (see --other), nginx, lighttpd, static-web-server. Those that are not installed are
+    /// left out, and named.
     #[arg(long, value_delimiter = ',', default_value = "freshet,nginx,lighttpd,static-web-server")]
     servers: Vec<String>,
     /// What to measure; all unless named: 1k 4k 10k 100k 1m 100m mix many 1k-c1000 1k-c10000 fresh
@@ -47,6 +48,13 @@ pub(crate) struct Arguments {
     /// Requests per second of the fixed-rate latency, as a share of the slower server's closed-loop rate.
     #[arg(long, default_value_t = 0.5)]
     rate_share: f64,
+    /// The client of the closed loop looks for answers all the time instead of sleeping: then no server's
+    /// core pays for waking it, as none does for a client on another machine.
+    #[arg(long)]
+    spin: bool,
+    /// Another build of `dataplane`, measured as freshet-other.
+    #[arg(long, value_name = "FILE")]
+    other: Option<PathBuf>,
     /// The `dataplane` binary; otherwise the one beside this program.
     #[arg(long, value_name = "FILE")]
     dataplane: Option<PathBuf>,
@@ -69,8 +77,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let root = arguments.files.canonicalize()?;
     raise_descriptor_limit()?;
     pin_to(arguments.client_core)?;
-    let setting = Setting { dataplane: &dataplane, root: &root, core: arguments.server_core };
-    let mut report = Report::new(arguments.rounds, arguments.turn_ms);
+    let other = arguments.other.as_deref().map(|path| dataplane_binary(Some(path))).transpose()?;
+    let setting =
+        Setting { dataplane: &dataplane, other: other.as_deref(), root: &root, core: arguments.server_core };
+    let mut report = Report::new(arguments.rounds, arguments.turn_ms, arguments.spin);
     for cell in cells {
         eprintln!("{}: {}", cell.name, cell.what);
         let work = Work::prepare(cell, &root)?;
@@ -205,7 +215,7 @@ fn closed(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Res
     let turn_time = Duration::from_millis(arguments.turn_ms) * turn_factor;
     let mut runs = Vec::new();
     for peer in peers {
-        let mut client = Client::new(peer.address, &work.paths, connections, fresh)?;
+        let mut client = Client::new(peer.address, &work.paths, connections, fresh)?.spinning(arguments.spin);
         client.closed_loop(turn_time, &mut histogram())?;
         runs.push(Run::new(client, peer)?);
     }
@@ -215,15 +225,10 @@ fn closed(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Res
     let mut result = CellResult::new(cell.name, cell.what);
     let slowest = runs.iter().filter_map(|run| Spread::of(run.samples.iter().map(Sample::requests_per_sec)));
     let rate = slowest.map(|spread| spread.median).fold(f64::INFINITY, f64::min) * arguments.rate_share;
-    for run in &mut runs {
-        run.closed_latency = std::mem::replace(&mut run.latency, histogram());
-    }
-    if rate >= FIXED_RATE_MIN && !fresh {
-        for round in 0..FIXED_RATE_ROUNDS {
-            in_turn(&mut runs, round, |run| {
-                let time = FIXED_RATE_TIME;
-                run.client.open_loop(rate, time, &mut run.latency).map(|_| ())
-            })?;
+    if rate >= FIXED_RATE_MIN {
+        let time = FIXED_RATE_TIME.max(Duration::from_secs_f64(FIXED_RATE_REQUESTS_MIN / rate));
+        for round in 0..arguments.rounds as usize {
+            in_turn(&mut runs, round, |run| run.turn_at_rate(rate, time))?;
         }
         result.fixed_rate = Some(rate);
     }
@@ -240,7 +245,9 @@ struct Run<'a> {
     meter: CpuMeter,
     samples: Vec<Sample>,
     latency: Histogram<u64>,
-    closed_latency: Histogram<u64>,
+    latency_at_rate: Histogram<u64>,
+    /// Of each round, microseconds: one turn that other work on the machine fell into decides nothing.
+    rounds_p99_at_rate: Vec<f64>,
 }
 
 struct Sample {
@@ -260,8 +267,15 @@ impl<'a> Run<'a> {
     fn new(client: Client, peer: &'a Peer) -> Result<Self> {
         let mut meter = CpuMeter::new(peer.pid());
         meter.used()?;
-        let (latency, closed_latency) = (histogram(), histogram());
-        Ok(Self { peer, client, meter, samples: Vec::new(), latency, closed_latency })
+        Ok(Self {
+            peer,
+            client,
+            meter,
+            samples: Vec::new(),
+            latency: histogram(),
+            latency_at_rate: histogram(),
+            rounds_p99_at_rate: Vec::new(),
+        })
     }
 
     fn turn(
@@ -277,6 +291,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    fn turn_at_rate(&mut self, rate: f64, time: Duration) -> Result<()> {
+        let mut latency = histogram();
+        self.client.open_loop(rate, time, &mut latency).with_context(|| self.peer.name.clone())?;
+        self.rounds_p99_at_rate.extend(Latency::of(&latency).map(|latency| latency.p99_us));
+        self.latency_at_rate.add(&latency)?;
+        Ok(())
+    }
+
     fn result(&self) -> ServerResult {
         let per_sec = self.samples.iter().map(Sample::requests_per_sec);
         let bytes_per_sec = self.samples.iter().map(|s| s.bytes as f64 / s.wall.as_secs_f64());
@@ -288,8 +310,9 @@ impl<'a> Run<'a> {
             rounds_bytes_per_sec: bytes_per_sec.collect(),
             rounds_cpu_us_per_request: cpu_per_request.collect(),
             rounds_cpu_s_per_gb: cpu_per_gb.collect(),
-            latency: Latency::of(&self.closed_latency),
-            latency_fixed_rate: Latency::of(&self.latency),
+            latency: Latency::of(&self.latency),
+            latency_fixed_rate: Latency::of(&self.latency_at_rate),
+            rounds_p99_us_fixed_rate: self.rounds_p99_at_rate.clone(),
             ..ServerResult::default()
         }
     }
@@ -362,7 +385,7 @@ fn idle(cell: Cell, work: &Work, peers: &[Peer]) -> Result<CellResult> {
             }),
             // A peer that doesn't carry so many connections is a result too; ours must.
             Err(error) if !peer.name.starts_with("freshet") => {
-                result.notes.push(format!("{}: {error:#}", peer.name));
+                result.notes.push(format!("{}: not measured: {error:#}", peer.name));
             }
             Err(error) => return Err(error),
         }
@@ -477,9 +500,9 @@ const COLD_TIME: Duration = Duration::from_secs(1);
 const COLD_ROUNDS: usize = 7;
 const IDLE_CONNECTIONS: usize = 10_000;
 const SLOW_READERS: usize = 2_000;
-const FIXED_RATE_MIN: f64 = 200.0;
-const FIXED_RATE_ROUNDS: usize = 5;
+const FIXED_RATE_MIN: f64 = 4.0;
 const FIXED_RATE_TIME: Duration = Duration::from_millis(500);
+const FIXED_RATE_REQUESTS_MIN: f64 = 40.0;
 const QUIET_STEP: Duration = Duration::from_millis(200);
 const QUIET_STEPS_MAX: u32 = 100;
 const DESCRIPTORS: u64 = 65_536;

@@ -25,6 +25,8 @@ pub(crate) struct Peer {
 pub(crate) struct Setting<'a> {
     /// The `dataplane` binary.
     pub(crate) dataplane: &'a Path,
+    /// Another build of it, to be compared with.
+    pub(crate) other: Option<&'a Path>,
     /// What is served.
     pub(crate) root: &'a Path,
     /// The core they run on.
@@ -32,8 +34,8 @@ pub(crate) struct Setting<'a> {
 }
 
 impl Peer {
-    /// Starts a server by its name: `freshet`, `freshet-2` (two rings on all cores), `nginx`, `lighttpd` or
-    /// `static-web-server`; `None` when its program is not installed.
+    /// Starts a server by its name: `freshet`, `freshet-2` (two rings on all cores), `freshet-other` (another
+    /// build), `nginx`, `lighttpd` or `static-web-server`; `None` when its program is not installed.
     ///
     /// # Errors
     /// When it is installed and doesn't come up.
@@ -41,8 +43,12 @@ impl Peer {
         let scratch = tempfile::Builder::new().prefix("freshet-bench-").tempdir()?;
         let address = free_address()?;
         let (program, arguments, version_flag): (PathBuf, Vec<String>, &str) = match name {
-            "freshet" | "freshet-2" => (
-                setting.dataplane.to_owned(),
+            "freshet" | "freshet-2" | "freshet-other" => (
+                if name == "freshet-other" {
+                    setting.other.context("freshet-other needs --other FILE")?.to_owned()
+                } else {
+                    setting.dataplane.to_owned()
+                },
                 [
                     "serve",
                     "--root",
@@ -50,7 +56,7 @@ impl Peer {
                     "--listen",
                     &address.to_string(),
                     "--rings",
-                    if name == "freshet" { "1" } else { "2" },
+                    if name == "freshet-2" { "2" } else { "1" },
                     "--access-log",
                     "off",
                 ]
@@ -92,7 +98,9 @@ impl Peer {
                 "--version",
             ),
             other => {
-                bail!("expected freshet, freshet-2, nginx, lighttpd or static-web-server, found {other:?}")
+                bail!(
+                    "expected freshet, freshet-2, freshet-other, nginx, lighttpd or static-web-server, found {other:?}"
+                )
             }
         };
         let Some(version) = version(&program, version_flag) else { return Ok(None) };

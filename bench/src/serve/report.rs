@@ -17,6 +17,8 @@ use crate::spread::Spread;
 pub(crate) struct Report {
     rounds: u32,
     turn_ms: u64,
+    /// Whether the client of the closed loop never slept.
+    client_spins: bool,
     kernel: String,
     processor: String,
     versions: BTreeMap<String, String>,
@@ -32,7 +34,7 @@ pub(crate) struct CellResult {
     /// Requests per second at which `latency_fixed_rate` was taken.
     pub(crate) fixed_rate: Option<f64>,
     pub(crate) servers: Vec<ServerResult>,
-    /// What went wrong with a peer.
+    /// What went wrong with a peer, and what a figure can't mean.
     pub(crate) notes: Vec<String>,
 }
 
@@ -46,6 +48,7 @@ pub(crate) struct ServerResult {
     pub(crate) rounds_cpu_s_per_gb: Vec<f64>,
     pub(crate) latency: Option<Latency>,
     pub(crate) latency_fixed_rate: Option<Latency>,
+    pub(crate) rounds_p99_us_fixed_rate: Vec<f64>,
     pub(crate) bytes_per_idle_connection: Option<f64>,
     pub(crate) threads: Option<[usize; 2]>,
     pub(crate) streamed_bytes: Option<f64>,
@@ -86,13 +89,14 @@ impl CellResult {
 }
 
 impl Report {
-    pub(crate) fn new(rounds: u32, turn_ms: u64) -> Self {
+    pub(crate) fn new(rounds: u32, turn_ms: u64, client_spins: bool) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let processors = read("/proc/cpuinfo");
         let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
         Self {
             rounds,
             turn_ms,
+            client_spins,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: model.unwrap_or("unknown").to_owned(),
             versions: BTreeMap::new(),
@@ -118,8 +122,13 @@ impl Report {
     /// Rate and CPU tables with ratios of the first server to each other one, then latency and memory.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "{}, Linux {}, {} rounds of {} ms; ratios are first server / other: median (quartiles)\n",
-            self.processor, self.kernel, self.rounds, self.turn_ms
+            "{}, Linux {}, {} rounds of {} ms, {} client; ratios are first server / other, round by round: \
+             median (quartiles)\n",
+            self.processor,
+            self.kernel,
+            self.rounds,
+            self.turn_ms,
+            if self.client_spins { "spinning" } else { "sleeping" }
         );
         for (server, version) in &self.versions {
             let _ = writeln!(text, "{server}: {version}");
@@ -172,14 +181,12 @@ impl Report {
                     ]);
                 }
                 if server.latency.is_some() || server.latency_fixed_rate.is_some() {
-                    let p99 = |server: &ServerResult| server.latency_fixed_rate.map(|latency| latency.p99_us);
-                    let factor =
-                        p99(first).zip(p99(server)).filter(|_| other).map(|(mine, theirs)| mine / theirs);
+                    let factor = p99_ratio(first, server).filter(|_| other);
                     let mut row = vec![cell.name.clone(), server.name.clone()];
                     row.extend(quantiles(server.latency));
                     row.push(cell.fixed_rate.map_or_else(String::new, |rate| format!("{rate:.0}")));
                     row.extend(quantiles(server.latency_fixed_rate));
-                    row.push(factor.map_or_else(String::new, |factor| format!("{factor:.2}")));
+                    row.push(factor.map_or_else(String::new, |factor| factor.text()));
                     latencies.add_row(row);
                 }
                 if server.bytes_per_idle_connection.is_some()
@@ -201,7 +208,7 @@ impl Report {
             }
         }
         for note in self.cells.iter().flat_map(|cell| &cell.notes) {
-            let _ = writeln!(text, "not measured: {note}");
+            let _ = writeln!(text, "note: {note}");
         }
         for table in [rates, latencies, others] {
             if !table.is_empty() {
@@ -271,6 +278,13 @@ fn ratios(mine: &[f64], theirs: &[f64]) -> Option<Spread> {
     Spread::of(mine.iter().zip(theirs).map(|(mine, theirs)| mine / theirs))
 }
 
+/// Of the rounds where there are any, else of all requests together.
+fn p99_ratio(mine: &ServerResult, theirs: &ServerResult) -> Option<Spread> {
+    let of_all = |server: &ServerResult| server.latency_fixed_rate.map(|latency| latency.p99_us);
+    ratios(&mine.rounds_p99_us_fixed_rate, &theirs.rounds_p99_us_fixed_rate)
+        .or_else(|| ratios(&[of_all(mine)?], &[of_all(theirs)?]))
+}
+
 fn quantiles(latency: Option<Latency>) -> [String; 3] {
     latency.map_or_else(Default::default, |latency| {
         [latency.p50_us, latency.p99_us, latency.p999_us].map(|us| format!("{us:.0}"))
@@ -283,7 +297,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_round_by_round() {
-        let mut report = Report::new(2, 10);
+        let mut report = Report::new(2, 10, false);
         let mut cell = CellResult::new("1k", "one");
         for (name, rate) in [("freshet", [200.0, 300.0]), ("nginx", [100.0, 150.0])] {
             cell.servers.push(ServerResult {
