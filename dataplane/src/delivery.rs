@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use freshet_api::ticket::TicketError;
 use freshet_api::{Ticket, TicketKey};
-use freshet_engine::{Answer, FileAnswer, Redirect, Refusal, Request, Root, Site, Unavailable};
-use http::{HeaderName, HeaderValue, StatusCode};
+use freshet_engine::{Answer, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
+use http::header::{IF_RANGE, RANGE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::budget::Admission;
 use crate::counters::Counters;
 use crate::mirror::{Held, Mirror};
 use crate::network::Network;
@@ -37,11 +39,12 @@ pub struct DeliverySite {
     mirror: Arc<Mirror>,
     blobs: Arc<Root>,
     terms: SharedTerms,
+    admission: Arc<Admission>,
     counters: Arc<Counters>,
 }
 
 impl DeliverySite {
-    /// Serves what `mirror` holds, from its blobs, to those with a ticket under `key`.
+    /// Serves what `mirror` holds, from its blobs, to those with a ticket under `key`, as far as `admission` lets them.
     ///
     /// # Errors
     /// When the directory of blobs can't be opened.
@@ -49,10 +52,11 @@ impl DeliverySite {
         key: TicketKey,
         mirror: Arc<Mirror>,
         terms: SharedTerms,
+        admission: Arc<Admission>,
         counters: Arc<Counters>,
     ) -> std::io::Result<Self> {
         let blobs = Root::open(mirror.blobs_directory())?;
-        Ok(Self { key, mirror, blobs, terms, counters })
+        Ok(Self { key, mirror, blobs, terms, admission, counters })
     }
 
     /// With a ticket that was presented.
@@ -65,7 +69,11 @@ impl DeliverySite {
             Err(why) => return self.refuse_ticket(&why),
         };
         match self.mirror.find(request.path) {
-            Some(held) if terms.closed.is_none() && held.content.prefix() == ticket.content => {
+            Some(held)
+                if terms.closed.is_none()
+                    && held.content.prefix() == ticket.content
+                    && self.admits(request, &held) =>
+            {
                 self.file(&held)
             }
             _ => self.send_back(request, terms, Some(text)),
@@ -74,9 +82,18 @@ impl DeliverySite {
 
     fn without_ticket(&self, request: &Request<'_>, terms: &Terms) -> Answer {
         match self.mirror.find(request.path) {
-            Some(held) => self.file(&held),
-            None => self.send_back(request, terms, None),
+            Some(held) if self.admits(request, &held) => self.file(&held),
+            _ => self.send_back(request, terms, None),
         }
+    }
+
+    /// Whether the owner's budget has room for the whole answer.
+    fn admits(&self, request: &Request<'_>, held: &Held) -> bool {
+        let bytes = match request.method {
+            Method::Head => 0,
+            Method::Get => body_bytes(request.headers, held.size),
+        };
+        self.admission.admit(request.peer, bytes)
     }
 
     fn file(&self, held: &Held) -> Answer {
@@ -92,6 +109,8 @@ impl DeliverySite {
             path: held.blob.clone(),
             expected_size: Some(held.size),
             expected_mtime: Some(held.blob_mtime),
+            // The mirror keeps whole seconds; a blob is named by its content, and no other ever has its name.
+            expected_mtime_nanos: None,
             etag: HeaderValue::try_from(sums.etag()).ok(),
             last_modified: u64::try_from(held.mtime)
                 .ok()
@@ -147,6 +166,7 @@ impl Site for DeliverySite {
 
     fn unavailable(&self, request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
         self.counters.file_unavailable();
+        self.admission.ended(request.peer);
         if let Some(held) = self.mirror.find(request.path) {
             tracing::warn!(path = %held.path, %why, "a blob is not what it was; it is checked again before it is served");
             self.mirror.distrust(&held.content);
@@ -163,6 +183,48 @@ fn ticket_of(query: Option<&str>) -> Option<&str> {
     query?.split('&').find_map(|pair| pair.strip_prefix("t="))
 }
 
+/// Body bytes of the answer at most: those of one plain range where the client asks for no more.
+fn body_bytes(headers: &HeaderMap, size: u64) -> u64 {
+    let range = headers.get(RANGE).and_then(|value| value.to_str().ok()?.trim().strip_prefix("bytes="));
+    // With a condition, or several ranges, it may be all of it.
+    let (Some(range), false) = (range, headers.contains_key(IF_RANGE)) else { return size };
+    let Some((first, last)) = range.split_once('-') else { return size };
+    match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => last.saturating_add(1).min(size).saturating_sub(first),
+        (Ok(first), Err(_)) if last.trim().is_empty() => size.saturating_sub(first),
+        (Err(_), Ok(suffix)) if first.trim().is_empty() => suffix.min(size),
+        _ => size,
+    }
+}
+
 fn is_local(terms: &Terms, peer: IpAddr) -> bool {
     terms.local_networks.iter().any(|network| network.contains(peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_promised_no_more_than_it_is() {
+        for (range, bytes) in [
+            ("bytes=0-99", 100),
+            ("bytes=900-", 100),
+            ("bytes=-30", 30),
+            ("bytes=-3000", 1000),
+            ("bytes=990-5000", 10),
+            ("bytes=5000-", 0),
+            ("bytes=0-9,20-29", 1000),
+            ("bytes=9-1", 1000),
+            ("bytes=x", 1000),
+            ("lines=1-2", 1000),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, range.parse().unwrap());
+            assert_eq!(body_bytes(&headers, 1000), bytes, "{range}");
+            headers.insert(IF_RANGE, "\"x\"".parse().unwrap());
+            assert_eq!(body_bytes(&headers, 1000), 1000, "{range} with a condition");
+        }
+        assert_eq!(body_bytes(&HeaderMap::new(), 1000), 1000);
+    }
 }

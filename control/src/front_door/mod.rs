@@ -372,6 +372,7 @@ pub(crate) fn file_answer(
         path: Bytes::copy_from_slice(entry.path.as_str().as_bytes()),
         expected_size: Some(entry.size),
         expected_mtime: Some(entry.mtime),
+        expected_mtime_nanos: Some(entry.mtime_nanos),
         etag: HeaderValue::try_from(entry.checksums.etag()).ok(),
         last_modified: None,
         content_type: None,

@@ -43,6 +43,7 @@ impl DirectorySite {
             path,
             expected_size: None,
             expected_mtime: None,
+            expected_mtime_nanos: None,
             etag: None,
             last_modified: None,
             content_type: None,

@@ -215,9 +215,7 @@ fn with_request<T>(core: &Core, head: &Head, client: &Client<'_>, ask: impl FnOn
 /// Whether the file is the version that the site means.
 fn check(wanted: &FileAnswer, file: Rc<OpenFile>) -> Result<Rc<OpenFile>, Unavailable> {
     let found = file.version;
-    let fits = wanted.expected_size.is_none_or(|size| size == found.size)
-        && wanted.expected_mtime.is_none_or(|mtime| mtime == found.mtime);
-    if fits {
+    if found.is_what(wanted) {
         return Ok(file);
     }
     Err(Unavailable::Changed {

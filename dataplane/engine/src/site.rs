@@ -103,6 +103,8 @@ pub struct FileAnswer {
     pub expected_size: Option<u64>,
     /// Modification time (seconds since the epoch) that the file must have, if known.
     pub expected_mtime: Option<i64>,
+    /// Nanoseconds of that time, if they are known too: two versions may share a second and a size.
+    pub expected_mtime_nanos: Option<u32>,
     /// A strong validator with its quotes, from content identity; without it the engine makes a validator
     /// of inode, size and modification time in nanoseconds.
     pub etag: Option<HeaderValue>,

@@ -580,6 +580,7 @@ impl Site for Various {
             path: path.to_owned().into(),
             expected_size: None,
             expected_mtime: None,
+            expected_mtime_nanos: None,
             etag: None,
             last_modified: None,
             content_type: None,
@@ -607,6 +608,8 @@ impl Site for Various {
             }),
             b"/sized" => Answer::File(FileAnswer { expected_size: Some(11), ..file("f") }),
             b"/timed" => Answer::File(FileAnswer { expected_mtime: Some(1), ..file("f") }),
+            // No file of a test was made in this very nanosecond.
+            b"/timed-finely" => Answer::File(FileAnswer { expected_mtime_nanos: Some(1), ..file("f") }),
             b"/endless" => Answer::File(file("none")),
             b"/tagged" => Answer::File(FileAnswer {
                 expected_size: Some(10),
@@ -682,7 +685,7 @@ fn sites_answer_in_every_way() {
 #[test]
 fn sites_are_asked_again() {
     let served = various();
-    for target in ["/sized", "/timed"] {
+    for target in ["/sized", "/timed", "/timed-finely"] {
         let response = served.get(target, &[]);
         assert_eq!(
             (response.status, response.field("location")),
@@ -729,6 +732,7 @@ fn files_that_are_filled_in_place_are_served_in_parts() {
                 path: "f".into(),
                 expected_size: Some(10_000),
                 expected_mtime: None,
+                expected_mtime_nanos: None,
                 etag: Some(HeaderValue::from_static("\"content\"")),
                 last_modified: Some(std::time::SystemTime::UNIX_EPOCH),
                 content_type: None,

@@ -178,8 +178,7 @@ impl FileCache {
             let entries = self.entries.borrow();
             Rc::clone(entries.slots[*entries.by_key.get(key)?].as_ref()?)
         };
-        let matches = wanted.expected_size.is_none_or(|size| size == file.version.size)
-            && wanted.expected_mtime.is_none_or(|mtime| mtime == file.version.mtime);
+        let matches = file.version.is_what(wanted);
         if matches && now.saturating_sub(file.checked.get()) < self.limits.revalidate_after_millis {
             file.used.set(true);
             return Some(file);

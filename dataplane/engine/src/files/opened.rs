@@ -10,7 +10,7 @@ use ::http::HeaderValue;
 
 use super::cache::Key;
 use crate::send::assembled::Assembled;
-use crate::site::{Root, Unavailable};
+use crate::site::{FileAnswer, Root, Unavailable};
 
 /// What tells one version of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,13 @@ impl Version {
     pub(crate) fn of_path(root: &Root, path: &[u8]) -> Option<Self> {
         let stat = rustix::fs::statat(root, path, rustix::fs::AtFlags::empty()).ok()?;
         Some(Self::from_stat(&stat).below(root))
+    }
+
+    /// Whether it is the version that a site means, as far as the site knows it.
+    pub(crate) fn is_what(&self, wanted: &FileAnswer) -> bool {
+        wanted.expected_size.is_none_or(|size| size == self.size)
+            && wanted.expected_mtime.is_none_or(|mtime| mtime == self.mtime)
+            && wanted.expected_mtime_nanos.is_none_or(|nanos| nanos == self.mtime_nanos)
     }
 
     /// The same, as versions below `root` are told apart.
