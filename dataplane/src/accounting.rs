@@ -5,11 +5,16 @@
 use std::collections::HashMap;
 
 use freshet_api::traffic::{Count, CounterSource, InOut, InterfaceCounters};
-use freshet_ebpf::{Accounting, CLASSES, Class, Epoch, Flow, InterfaceReading, ReadError, Source, Traffic};
+use freshet_ebpf::{
+    Accounting, CLASSES, Class, Epoch, Flow, InterfaceReading, ReadError, Reading, Source, Traffic,
+};
 
 /// Reads a source of counters and keeps its counts from shrinking.
 pub struct Ledger {
-    source: Box<dyn Accounting>,
+    /// None when the counting has ended.
+    source: Option<Box<dyn Accounting>>,
+    /// Which it is, or was.
+    kind: Source,
     kept: HashMap<String, Kept>,
 }
 
@@ -25,7 +30,24 @@ struct Kept {
 impl Ledger {
     /// Over this source.
     pub fn new(source: Box<dyn Accounting>) -> Self {
-        Self { source, kept: HashMap::new() }
+        let kind = source.source().clone();
+        Self { source: Some(source), kind, kept: HashMap::new() }
+    }
+
+    /// Ends the counting: what hangs on interfaces and is not pinned is taken off. From then on there is nothing to read.
+    pub fn close(&mut self) {
+        self.source = None;
+    }
+
+    /// The source's own numbers, by epoch.
+    ///
+    /// # Errors
+    /// When the kernel's tables can't be read; a later call may work.
+    pub fn reading(&mut self) -> Result<Reading, ReadError> {
+        match &mut self.source {
+            Some(source) => source.read(),
+            None => Ok(Reading { interfaces: Vec::new() }),
+        }
     }
 
     /// All counters now, of at most [`INTERFACES_MAX`] interfaces.
@@ -33,14 +55,19 @@ impl Ledger {
     /// # Errors
     /// When the kernel's tables can't be read; a later call may work.
     pub fn read(&mut self) -> Result<Vec<InterfaceCounters>, ReadError> {
-        let reading = self.source.read()?;
+        let reading = self.reading()?;
         let interfaces = reading.interfaces.iter().take(INTERFACES_MAX);
         Ok(interfaces.map(|interface| counters(interface, &self.settle(interface))).collect())
     }
 
+    /// Where they come from, in full.
+    pub fn kind(&self) -> &Source {
+        &self.kind
+    }
+
     /// Where they come from.
     pub fn source(&self) -> CounterSource {
-        match self.source.source() {
+        match &self.kind {
             Source::Kernel { .. } => CounterSource::Ebpf,
             Source::Sockets { why } => CounterSource::Sockets { why: why.clone() },
         }
@@ -82,7 +109,7 @@ fn in_out(flow: Flow) -> InOut {
 }
 
 /// What the driver says, in bytes per second; virtual devices say nothing, or -1.
-fn link_speed(interface: &str) -> Option<u64> {
+pub(crate) fn link_speed(interface: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/speed")).ok()?;
     let megabits: u64 = text.trim().parse().ok()?;
     (megabits > 0).then_some(megabits.saturating_mul(125_000))
@@ -93,8 +120,6 @@ pub const INTERFACES_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
-    use freshet_ebpf::Reading;
-
     use super::*;
 
     struct Script {

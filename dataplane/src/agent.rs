@@ -5,16 +5,16 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use freshet_api::BytesPerSec;
 use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply, Readiness};
 use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accounting::Ledger;
+use crate::budget::Outlook;
 use crate::config::PublicUrl;
 use crate::control::{ControlClient, ControlError};
 use crate::counters::Counters;
@@ -36,7 +36,9 @@ pub struct Agent {
     /// What was delivered.
     pub counters: Arc<Counters>,
     /// What passed the interfaces.
-    pub ledger: Ledger,
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// Where the owner's budget stands.
+    pub outlook: watch::Receiver<Outlook>,
     /// The delivery port's terms.
     pub terms: SharedTerms,
     /// The first address of the delivery port.
@@ -56,8 +58,6 @@ pub struct Agent {
 pub struct Offer {
     /// What customers are sent to, if not the port's own address.
     pub public_url: Option<PublicUrl>,
-    /// Most that is sent.
-    pub donated_rate: Option<BytesPerSec>,
 }
 
 /// How far the stop of the daemon is.
@@ -89,7 +89,7 @@ impl Agent {
             let delivery_url = offer.public_url.as_ref().or(url.as_ref()).map(ToString::to_string);
             let wait = match delivery_url {
                 Some(delivery_url) => {
-                    let heartbeat = self.heartbeat(boot, sequence, delivery_url, offer.donated_rate, phase);
+                    let heartbeat = self.heartbeat(boot, sequence, delivery_url, phase);
                     let outcome =
                         tokio::time::timeout(HEARTBEAT_TIMEOUT, self.control.heartbeat(&heartbeat)).await;
                     match outcome.unwrap_or(Err(ControlError::Silent { waited: HEARTBEAT_TIMEOUT })) {
@@ -126,24 +126,21 @@ impl Agent {
                 }
             }
             Ok(()) = self.offer.changed() => {}
+            Ok(()) = self.outlook.changed() => {}
         }
     }
 
-    fn heartbeat(
-        &mut self,
-        boot: u64,
-        sequence: u64,
-        delivery_url: String,
-        donated_rate: Option<BytesPerSec>,
-        phase: Phase,
-    ) -> Heartbeat {
-        let interfaces = self.ledger.read().unwrap_or_else(|error| {
+    fn heartbeat(&mut self, boot: u64, sequence: u64, delivery_url: String, phase: Phase) -> Heartbeat {
+        let Outlook { offered, closed, report } = self.outlook.borrow_and_update().clone();
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let interfaces = ledger.read().unwrap_or_else(|error| {
             tracing::warn!(%error, "the interfaces' counters can't be read; this heartbeat goes without");
             Vec::new()
         });
-        let readiness = match phase {
-            Phase::Serving => Readiness::Ready,
-            Phase::Closing | Phase::Last => Readiness::Closed { why: STOPPING.to_owned() },
+        let readiness = match (phase, closed) {
+            (Phase::Serving, None) => Readiness::Ready,
+            (Phase::Serving, Some(why)) => Readiness::Closed { why },
+            (Phase::Closing | Phase::Last, _) => Readiness::Closed { why: STOPPING.to_owned() },
         };
         Heartbeat {
             boot,
@@ -152,8 +149,9 @@ impl Agent {
             delivery_url,
             sync_url: None,
             readiness,
-            donated_rate,
-            source: self.ledger.source(),
+            donated_rate: offered,
+            budget: Some(report),
+            source: ledger.source(),
             interfaces,
             delivery: self.counters.read(),
             sync: self.mirror.progress(),

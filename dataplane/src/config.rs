@@ -346,7 +346,9 @@ impl Serialize for Pins {
 
 /// Text that says nothing about pins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected `auto`, `off` or a path below a bpffs without dots such as `/sys/fs/bpf/mine`, found {found:?}")]
+#[error(
+    "expected `auto`, `off` or a path below a bpffs without dots such as `/sys/fs/bpf/mine`, found {found:?}"
+)]
 pub struct PinsError {
     /// The first 120 characters of what was found.
     pub found: String,

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -14,10 +14,11 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::access_log;
-use crate::accounting::Ledger;
+use crate::accounting::{Ledger, link_speed};
 use crate::agent::{Agent, Offer, Phase, STOPPING};
-use crate::budget::Budget;
+use crate::budget::{Admission, DonationPacer, Month, Patrol, PatrolParts, Rates};
 use crate::cli::RunOptions;
+use crate::config::budget::BudgetConfig;
 use crate::config::{self, Config, LogConfig};
 use crate::control::ControlClient;
 use crate::counters::Counters;
@@ -29,7 +30,7 @@ use crate::logging::announce;
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::signals::{Ask, Signals};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
-use crate::watch::{ClientWatch, DeliveryWatch};
+use crate::watch::{ClientWatch, ConnectionBounds, DeliveryWatch};
 
 /// Runs until a signal says stop.
 ///
@@ -52,6 +53,18 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
             state.display()
         ))
     })?;
+    let counting = freshet_ebpf::Options {
+        interfaces: interfaces(&config),
+        classifiers: config.classifiers,
+        pin: config.pins.directory(&state),
+        ..freshet_ebpf::Options::default()
+    };
+    let counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
+    tracing::info!(source = %counted.accounting.source(), "counting");
+    // Whatever starts from here on can't attach to an interface any more; who keeps the attachments was started.
+    if let Err(error) = freshet_ebpf::drop_capabilities() {
+        tracing::warn!(%error, "the rights for counting are kept");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("dataplane")
@@ -59,7 +72,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         .build()
         .context("cannot start")?;
     let outcome = runtime.block_on(async {
-        let volunteer = Volunteer::start(options, config, credential)?;
+        let volunteer = Volunteer::start(options, config, credential, counted)?;
         volunteer.until_stopped().await
     });
     // Work that a second signal cut short must not be waited for.
@@ -107,7 +120,10 @@ struct Volunteer {
     signals: Signals,
     delivery: Running,
     terms: SharedTerms,
-    budget: Arc<Budget>,
+    patrol: Patrol,
+    bounds: Arc<ConnectionBounds>,
+    ledger: Arc<Mutex<Ledger>>,
+    classes: freshet_ebpf::Classes,
     offer: watch::Sender<Offer>,
     phase: watch::Sender<Phase>,
     closed: watch::Receiver<bool>,
@@ -120,7 +136,12 @@ struct Volunteer {
 }
 
 impl Volunteer {
-    fn start(options: &RunOptions, config: Config, credential: Credential) -> Result<Self, Failure> {
+    fn start(
+        options: &RunOptions,
+        config: Config,
+        credential: Credential,
+        counted: freshet_ebpf::Opened,
+    ) -> Result<Self, Failure> {
         let state = config.state_directory();
         let limits = config.limits.to_limits().map_err(Failure::configuration)?;
         let signals = Signals::listen().context("cannot listen to signals")?;
@@ -134,17 +155,23 @@ impl Volunteer {
                 other => anyhow!(other).context("cannot open the mirror").into(),
             },
         )?;
-        let counting = freshet_ebpf::Options {
-            interfaces: interfaces(&config),
-            classifiers: config.classifiers,
-            ..freshet_ebpf::Options::default()
-        };
-        let counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
-        tracing::info!(source = %counted.accounting.source(), "counting");
-
         let counters = Arc::new(Counters::default());
-        let budget = Arc::new(Budget::new(config.donated_rate));
-        budget.set(config.donated_rate, config.effective_sync_rate());
+        let classes = counted.classes.clone();
+        let ledger = Arc::new(Mutex::new(Ledger::new(counted.accounting)));
+        let pacer = Arc::new(DonationPacer::new(Rates::NONE));
+        let admission = Arc::new(Admission::default());
+        let bounds = Arc::new(ConnectionBounds::new(&config));
+        check_links(&config, &ledger)?;
+        let month = Month::load(&state).map_err(Failure::configuration)?;
+        let parts = PatrolParts {
+            ledger: Arc::clone(&ledger),
+            classes: classes.clone(),
+            pacer: Arc::clone(&pacer),
+            admission: Arc::clone(&admission),
+            state: state.clone(),
+            seed: seed(&credential),
+        };
+        let patrol = Patrol::start(&config, month, parts)?;
         let terms: SharedTerms = Arc::new(ArcSwap::from_pointee(Terms {
             front_door: credential.front_door.clone(),
             local_networks: config.local_networks.clone(),
@@ -154,10 +181,16 @@ impl Volunteer {
             credential.ticket_key.clone(),
             Arc::clone(&mirror),
             Arc::clone(&terms),
+            Arc::clone(&admission),
             Arc::clone(&counters),
         )
         .context("cannot open the store")?;
-        let watch = DeliveryWatch::new(counted.classes.meter().clone(), Arc::clone(&counters));
+        let watch = DeliveryWatch::new(
+            classes.meter().clone(),
+            Arc::clone(&counters),
+            admission,
+            Arc::clone(&bounds),
+        );
         let mut observers = vec![Arc::new(watch) as Arc<dyn Observer>];
         observers.extend(log.map(|log| log as Arc<dyn Observer>));
         let site: Arc<dyn Site> = Arc::new(site);
@@ -165,15 +198,15 @@ impl Volunteer {
             address,
             inherited: None,
             class: Class::Delivery.number(),
-            // The port tells the class, and needs no right.
-            mark: None,
+            // Without the right to mark, the port tells the class.
+            mark: classes.mark_of(freshet_ebpf::Class::Delivery),
             site: Arc::clone(&site),
         });
         let delivery = Server {
             listeners: listeners.collect(),
             rings: config.rings,
             limits,
-            pacer: Some(Arc::clone(&budget) as Arc<dyn Pacer>),
+            pacer: Some(Arc::clone(&pacer) as Arc<dyn Pacer>),
             observer: Some(Arc::new(Observers(observers))),
         }
         .start()?;
@@ -181,12 +214,12 @@ impl Volunteer {
         let first = *bound.first().ok_or_else(|| anyhow!("no port is bound"))?;
         let ports = bound
             .iter()
-            .map(|address| counted.classes.port(address.port(), freshet_ebpf::Class::Delivery))
+            .map(|address| classes.port(address.port(), freshet_ebpf::Class::Delivery))
             .collect::<Result<_, _>>()
             .context("cannot count the delivery port")?;
 
-        let client = Clients::new(&credential, counted.classes.clone())?;
-        let offer = Offer { public_url: config.public_url.clone(), donated_rate: config.donated_rate };
+        let client = Clients::new(&credential, classes.clone())?;
+        let offer = Offer { public_url: config.public_url.clone() };
         let (offer, offer_heard) = watch::channel(offer);
         let (phase, phase_heard) = watch::channel(Phase::Serving);
         let (wanted, wanted_heard) = watch::channel(0);
@@ -199,7 +232,8 @@ impl Volunteer {
             state: state.clone(),
             mirror: Arc::clone(&mirror),
             counters,
-            ledger: Ledger::new(counted.accounting),
+            ledger: Arc::clone(&ledger),
+            outlook: patrol.outlook(),
             terms: Arc::clone(&terms),
             bound: first,
             offer: offer_heard,
@@ -210,7 +244,7 @@ impl Volunteer {
         let sync = tokio::spawn(crate::sync::run(
             mirror,
             client.control(&credential),
-            Origin::new(client.sync, origin_heard, Arc::clone(&budget) as Arc<dyn ReadPacer>),
+            Origin::new(client.sync, origin_heard, pacer as Arc<dyn ReadPacer>),
             wanted_heard,
             SyncOptions::default(),
             sync_stop_heard,
@@ -229,7 +263,10 @@ impl Volunteer {
             signals,
             delivery,
             terms,
-            budget,
+            patrol,
+            bounds,
+            ledger,
+            classes,
             offer,
             phase,
             closed,
@@ -257,6 +294,10 @@ impl Volunteer {
             sync_stop,
             addresses,
             config,
+            patrol,
+            ledger,
+            classes,
+            _ports,
             ..
         } = self;
         let grace = config.grace();
@@ -284,6 +325,11 @@ impl Volunteer {
                 }
             })
             .await;
+        // The month's last page, and then nothing of ours hangs on an interface any more.
+        patrol.stop();
+        drop(_ports);
+        classes.leave_nothing();
+        ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         if let Err(error) = std::fs::remove_file(&addresses) {
             tracing::debug!(%error, "the file with the addresses stays");
         }
@@ -306,12 +352,18 @@ impl Volunteer {
                 "changed in the configuration, in force after a restart only"
             );
         }
-        self.budget.set(new.donated_rate, new.effective_sync_rate());
+        if let Err(failure) = check_links(&new, &self.ledger) {
+            tracing::error!("the configuration stays as it was: {failure}");
+            return;
+        }
+        self.patrol.reload(&new);
+        self.bounds.set(&new);
         self.terms.rcu(|terms| Terms { local_networks: new.local_networks.clone(), ..Terms::clone(terms) });
-        self.offer.send_replace(Offer { public_url: new.public_url.clone(), donated_rate: new.donated_rate });
+        self.offer.send_replace(Offer { public_url: new.public_url.clone() });
         self.config = Config {
             donated_rate: new.donated_rate,
             sync_rate: new.sync_rate,
+            budget: BudgetConfig { hard_limit: self.config.budget.hard_limit, ..new.budget },
             local_networks: new.local_networks,
             public_url: new.public_url,
             grace_secs: new.grace_secs,
@@ -333,6 +385,28 @@ fn write_addresses(path: &Path, delivery: &[SocketAddr]) -> Result<(), Failure> 
     text.push(b'\n');
     crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
+}
+
+/// Refuses to put the owner first on links of which nobody says what they carry.
+fn check_links(config: &Config, ledger: &Mutex<Ledger>) -> Result<(), Failure> {
+    if config.budget.owner_first.is_none_or(|first| first.link.is_some()) {
+        return Ok(());
+    }
+    let reading = ledger.lock().unwrap_or_else(PoisonError::into_inner).reading();
+    let reading = reading.context("cannot read the counters")?;
+    let silent = reading.interfaces.iter().find(|interface| link_speed(&interface.name).is_none());
+    silent.map_or(Ok(()), |interface| {
+        Err(Failure::configuration(anyhow!(
+            "expected `budget.owner_first.link`: the driver of {} does not say what its link carries",
+            interface.name
+        )))
+    })
+}
+
+/// This volunteer's own number, the same at every start.
+fn seed(credential: &Credential) -> u64 {
+    let name = blake3::hash(format!("{} {}", credential.api, credential.node).as_bytes());
+    name.as_bytes()[..8].iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte))
 }
 
 /// Where to listen; on a host without IPv6 the default is every IPv4 address.

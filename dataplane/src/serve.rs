@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use freshet_engine::{DirectorySite, Listener, Observer, Pacer, Server, Site};
 
 use crate::access_log;
-use crate::budget::Budget;
+use crate::budget::{DonationPacer, Rates};
 use crate::cli::ServeOptions;
 use crate::exit::Failure;
 use crate::logging::announce;
@@ -45,7 +45,10 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
         listeners: listeners.collect(),
         rings: usize::from(options.rings),
         limits,
-        pacer: options.rate.map(|rate| Arc::new(Budget::new(Some(rate))) as Arc<dyn Pacer>),
+        pacer: options.rate.map(|rate| {
+            let rates = Rates { sending: Some(rate), ..Rates::NONE };
+            Arc::new(DonationPacer::new(rates)) as Arc<dyn Pacer>
+        }),
         observer: log.map(|log| log as Arc<dyn Observer>),
     }
     .start()?;

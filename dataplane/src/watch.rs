@@ -5,11 +5,16 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use freshet_ebpf::{Class, Classes, MeteredSocket, PortClaim, SocketMeter};
 use freshet_engine::{Observer, ResponseRecord};
+use socket2::SockRef;
 
+use crate::budget::Admission;
+use crate::budget::pacer::payload;
+use crate::config::Config;
 use crate::counters::Counters;
 use crate::link::SocketObserver;
 
@@ -17,28 +22,86 @@ use crate::link::SocketObserver;
 pub struct DeliveryWatch {
     meter: SocketMeter,
     counters: Arc<Counters>,
+    admission: Arc<Admission>,
+    bounds: Arc<ConnectionBounds>,
 }
 
 impl DeliveryWatch {
-    /// Tells these.
-    pub fn new(meter: SocketMeter, counters: Arc<Counters>) -> Self {
-        Self { meter, counters }
+    /// Tells these, and bounds every new connection.
+    pub fn new(
+        meter: SocketMeter,
+        counters: Arc<Counters>,
+        admission: Arc<Admission>,
+        bounds: Arc<ConnectionBounds>,
+    ) -> Self {
+        Self { meter, counters, admission, bounds }
+    }
+}
+
+/// What the kernel keeps for each connection; in force for those accepted from now on.
+#[derive(Debug)]
+pub struct ConnectionBounds {
+    /// Payload bytes per second; all ones for no ceiling.
+    ceiling: AtomicU64,
+    /// Whether no more than a chunk may wait in the kernel unsent.
+    unsent_bounded: AtomicBool,
+    told: AtomicBool,
+}
+
+impl ConnectionBounds {
+    /// As the configuration says.
+    pub fn new(config: &Config) -> Self {
+        let bounds = Self {
+            ceiling: AtomicU64::new(u64::MAX),
+            unsent_bounded: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        };
+        bounds.set(config);
+        bounds
+    }
+
+    /// As the changed configuration says.
+    pub fn set(&self, config: &Config) {
+        let ceiling = config.budget.connection_rate.map_or(u64::MAX, |rate| payload(rate).0);
+        self.ceiling.store(ceiling, Ordering::Relaxed);
+        // What was granted and waits in the kernel is not counted on the wire yet.
+        self.unsent_bounded.store(config.budget.month.is_some(), Ordering::Relaxed);
+    }
+
+    fn apply(&self, socket: BorrowedFd<'_>) {
+        let ceiling = self.ceiling.load(Ordering::Relaxed);
+        let mut done = Ok(());
+        if ceiling != u64::MAX {
+            done = freshet_ebpf::host::limit_pace(socket, Some(ceiling));
+        }
+        if self.unsent_bounded.load(Ordering::Relaxed) {
+            done = done.and(SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX));
+        }
+        if let Err(error) = done
+            && !self.told.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(%error, "the kernel does not bound connections one by one; only the sum is kept");
+        }
     }
 }
 
 impl Observer for DeliveryWatch {
-    fn opened(&self, id: u64, class: u8, socket: BorrowedFd<'_>, local: SocketAddr, _peer: SocketAddr) {
+    fn opened(&self, id: u64, class: u8, socket: BorrowedFd<'_>, local: SocketAddr, peer: SocketAddr) {
         self.counters.opened();
+        self.admission.opened(id, peer);
+        self.bounds.apply(socket);
         self.meter.opened(id, class, socket, local.ip());
     }
 
     fn closed(&self, id: u64, class: u8, socket: BorrowedFd<'_>) {
         self.counters.closed();
+        self.admission.closed(id);
         self.meter.closed(id, class, socket);
     }
 
     fn responded(&self, record: &ResponseRecord<'_>) {
         self.counters.responded(record);
+        self.admission.ended(record.peer);
     }
 }
 
@@ -82,6 +145,9 @@ impl SocketObserver for ClientWatch {
         drop(counted);
     }
 }
+
+/// One chunk of the serving path.
+const UNSENT_BYTES_MAX: u32 = 64 << 10;
 
 #[cfg(test)]
 mod tests {

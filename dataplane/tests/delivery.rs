@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use freshet_api::heartbeat::DeliveryCounters;
-use freshet_api::{Checksums, NodeId, Ticket, TicketKey};
+use freshet_api::{Bytes, Checksums, NodeId, Ticket, TicketKey};
+use freshet_dataplane::budget::Admission;
+use freshet_dataplane::config::Config;
 use freshet_dataplane::counters::Counters;
 use freshet_dataplane::delivery::{DeliverySite, SharedTerms, Terms};
 use freshet_dataplane::mirror::{Mirror, MirrorOptions};
-use freshet_dataplane::watch::DeliveryWatch;
+use freshet_dataplane::watch::{ConnectionBounds, DeliveryWatch};
 use freshet_ebpf::SocketMeter;
 use freshet_engine::{Limits, Listener, Running, Server};
 
@@ -29,6 +31,7 @@ struct Port {
     counters: Arc<Counters>,
     terms: SharedTerms,
     mirror: Arc<Mirror>,
+    admission: Arc<Admission>,
     directory: tempfile::TempDir,
     running: Option<Running>,
 }
@@ -44,8 +47,21 @@ impl Port {
             local_networks: Vec::new(),
             closed: None,
         }));
-        let site =
-            DeliverySite::open(KEY, Arc::clone(&mirror), Arc::clone(&terms), Arc::clone(&counters)).unwrap();
+        let admission = Arc::new(Admission::default());
+        let site = DeliverySite::open(
+            KEY,
+            Arc::clone(&mirror),
+            Arc::clone(&terms),
+            Arc::clone(&admission),
+            Arc::clone(&counters),
+        )
+        .unwrap();
+        let watch = DeliveryWatch::new(
+            SocketMeter::new(),
+            Arc::clone(&counters),
+            Arc::clone(&admission),
+            Arc::new(ConnectionBounds::new(&Config::default())),
+        );
         let server = Server {
             listeners: vec![Listener {
                 address: "127.0.0.1:0".parse().unwrap(),
@@ -57,7 +73,7 @@ impl Port {
             rings: 1,
             limits: Limits::default(),
             pacer: None,
-            observer: Some(Arc::new(DeliveryWatch::new(SocketMeter::new(), Arc::clone(&counters)))),
+            observer: Some(Arc::new(watch)),
         };
         let running = match server.start() {
             Ok(running) => running,
@@ -68,7 +84,7 @@ impl Port {
             }
         };
         let address = running.addresses()[0];
-        Some(Self { address, counters, terms, mirror, directory, running: Some(running) })
+        Some(Self { address, counters, terms, mirror, admission, directory, running: Some(running) })
     }
 
     /// Sends a request line and fields as they are, and reads until the connection ends.
@@ -232,6 +248,28 @@ async fn who_cannot_be_served_is_sent_back_with_the_ticket() {
     port.set(|terms| terms.closed = None);
     assert_eq!(status(&port.get(&format!("/pool/a/apt%201.deb?t={ticket}"))), "200");
     assert_eq!(port.counted().sent_back, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_budget_has_no_room_for_is_sent_back_also_to_local_clients() {
+    let Some(port) = Port::start().await else { return };
+    let target = format!("/pool/a/apt%201.deb?t={}", good());
+    port.admission.settle(Some(Bytes(1 << 20)));
+    assert_eq!(status(&port.get(&target)), "200");
+    assert_eq!(port.counted().responses, 1);
+    // The answer ended; two readings later nothing is promised any more.
+    for _ in 0..2 {
+        port.admission.settle(Some(Bytes(1 << 20)));
+    }
+    assert_eq!(port.admission.promisable(), Some(Bytes(1 << 20)));
+    port.admission.settle(Some(Bytes(1000)));
+    assert_eq!(status(&port.get(&target)), "302");
+    port.set(|terms| terms.local_networks = vec!["127.0.0.0/8".parse().unwrap()]);
+    let answer = port.get("/pool/a/apt%201.deb");
+    assert_eq!(field(&answer, "location"), Some(format!("{FRONT_DOOR}/pool/a/apt%201.deb").as_str()));
+    port.admission.settle(None);
+    assert_eq!(status(&port.get(&target)), "200");
+    assert_eq!(port.counted().sent_back, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

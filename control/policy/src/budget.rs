@@ -126,6 +126,20 @@ pub enum Limit {
     Quota,
 }
 
+impl std::fmt::Display for Limit {
+    /// Its name as heartbeats carry it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Limit::None => "none",
+            Limit::Cap => "cap",
+            Limit::Hours => "hours",
+            Limit::Owner => "owner",
+            Limit::Percentile => "percentile",
+            Limit::Quota => "quota",
+        })
+    }
+}
+
 /// The account of one volunteer's donation.
 #[derive(Debug)]
 pub struct Budget {
@@ -134,6 +148,7 @@ pub struct Budget {
     clock: TrustedClock,
     seed: u64,
     tick: Option<Moment>,
+    owner_leaves: Option<BytesPerSec>,
 }
 
 impl Budget {
@@ -141,7 +156,7 @@ impl Budget {
     /// its random starts of periods.
     pub fn new(terms: BudgetTerms, state: BudgetState, seed: u64) -> Budget {
         let clock = TrustedClock::resume(state.believed);
-        Budget { terms, state, clock, seed, tick: None }
+        Budget { terms, state, clock, seed, tick: None, owner_leaves: None }
     }
 
     /// Replaces the owner's terms; what was used stays used.
@@ -181,7 +196,8 @@ impl Budget {
             rate = (Some(hours), Limit::Hours);
         }
         if let Some(owner_first) = &self.terms.owner_first {
-            lower(&mut rate, Some(owner_first.allowance(owner)), Limit::Owner);
+            let leaves = self.owner_leaves.unwrap_or_else(|| owner_first.allowance(owner));
+            lower(&mut rate, Some(leaves), Limit::Owner);
         }
         let quota = self.terms.quota.unwrap_or(Quota::CALENDAR_MONTH);
         self.roll_period(quota, local);
@@ -213,11 +229,10 @@ impl Budget {
         self.state.believed
     }
 
-    /// What the link carries changed, or another one is the narrowest now.
-    pub fn set_link(&mut self, link: BytesPerSec) {
-        if let Some(owner_first) = &mut self.terms.owner_first {
-            owner_first.link = link;
-        }
+    /// What the owner leaves of the narrowest of several links, each reckoned by [`OwnerFirst::allowance`]: it is taken in
+    /// place of what the terms' one link would give.
+    pub fn set_owner_leaves(&mut self, leaves: Option<BytesPerSec>) {
+        self.owner_leaves = leaves;
     }
 
     /// The guaranteed share of each class.

@@ -145,10 +145,9 @@ impl BudgetConfig {
                 start_spread: Duration::from_secs(u64::from(month.start_within_hours) * 3600),
             }),
             owner_first: self.owner_first.map(|first| first.of(first.link.unwrap_or(BytesPerSec(0)))),
-            percentile: self.percentile.map(|paid| Percentile95Terms {
-                commitment: paid.commitment,
-                burst: paid.burst,
-            }),
+            percentile: self
+                .percentile
+                .map(|paid| Percentile95Terms { commitment: paid.commitment, burst: paid.burst }),
             minimum: self.minimum.map(MinimumConfig::shares),
         }
     }

@@ -112,9 +112,10 @@ impl BlobSource for Origin {
                 Err(ReceiveError::Mirror(error)) => return Err(error.into()),
                 Err(error) => return Err(nonsense(format!("{} bytes", want.size), error.to_string())),
             }
-            let pause = self.pacer.after_read(part.len() as u64);
-            if !pause.is_zero() {
+            let mut pause = self.pacer.after_read(part.len() as u64);
+            while !pause.is_zero() {
                 tokio::time::sleep(pause).await;
+                pause = self.pacer.stopped();
             }
         }
         Ok(())

@@ -43,6 +43,11 @@ pub trait ReadPacer: Send + Sync + 'static {
     /// `bytes` of payload have been read; nothing more is read from that connection before the returned
     /// time has passed. Called from many connections at once.
     fn after_read(&self, bytes: u64) -> Duration;
+
+    /// While nothing at all may be read: how long to wait before asking again. Zero when reading goes on.
+    fn stopped(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// As fast as it comes.

@@ -1,0 +1,202 @@
+//! The rate in force, kept in the serving path: the engine asks before each chunk, sync before each read.
+//!
+//! The owner's figure counts bits on the wire, the engine counts payload; the difference is the headers of
+//! full segments. The decision is `freshet_policy::pacing`'s; here is only the clock.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use freshet_api::BytesPerSec;
+use freshet_engine::{Grant, Pacer, Place};
+use freshet_policy::Moment;
+use freshet_policy::pacing::{self, Pace, SharedPacer, Shares, TokenBucket};
+
+use crate::sync::ReadPacer;
+
+/// The pacers of one volunteer. Shared by all rings and by sync; never blocks where bytes are taken.
+#[derive(Debug)]
+pub struct DonationPacer {
+    origin: Instant,
+    sending: SharedPacer,
+    receiving: TokenBucket,
+    /// What is in force; changing it disturbs those who wait for their turn, so it is changed only when it must be.
+    rates: Mutex<Rates>,
+}
+
+/// Rates on the wire and what is guaranteed of them; none for no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Of what is sent.
+    pub sending: Option<BytesPerSec>,
+    /// Of what sync reads.
+    pub receiving: Option<BytesPerSec>,
+    /// What each class keeps of what is sent.
+    pub shares: Shares,
+}
+
+impl Rates {
+    /// No limit.
+    pub const NONE: Rates = Rates { sending: None, receiving: None, shares: Shares::NONE };
+}
+
+impl DonationPacer {
+    /// At these rates.
+    pub fn new(rates: Rates) -> Self {
+        let pacer = Self {
+            origin: Instant::now(),
+            sending: SharedPacer::unlimited(),
+            receiving: TokenBucket::unlimited(),
+            rates: Mutex::new(Rates::NONE),
+        };
+        pacer.set(rates);
+        pacer
+    }
+
+    /// Puts other rates in force, from the next chunk on. A rate that grows by less than a hundredth stays.
+    pub fn set(&self, rates: Rates) {
+        let now = self.moment(Instant::now());
+        let mut in_force = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if rates.shares != in_force.shares || matters(in_force.sending, rates.sending) {
+            self.sending.set(rates.sending.map(payload), rates.shares, now);
+            (in_force.sending, in_force.shares) = (rates.sending, rates.shares);
+        }
+        if matters(in_force.receiving, rates.receiving) {
+            self.receiving.set_rate(rates.receiving.map(payload), now);
+            in_force.receiving = rates.receiving;
+        }
+    }
+
+    fn moment(&self, now: Instant) -> Moment {
+        Moment::ZERO + now.saturating_duration_since(self.origin)
+    }
+}
+
+impl Pacer for DonationPacer {
+    fn unlimited(&self, class: u8) -> bool {
+        self.sending.is_unlimited(class)
+    }
+
+    fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant {
+        let mut own = pacing::Place { end: place.end, bytes: place.bytes };
+        let pace = self.sending.take(class, want, &mut own, self.moment(now));
+        *place = Place { end: own.end, bytes: own.bytes };
+        match pace {
+            Pace::Bytes(bytes) => Grant::Bytes(bytes),
+            Pace::Wait(wait) => Grant::Wait(wait.max(WAIT_MIN)),
+        }
+    }
+
+    fn leave(&self, class: u8, place: Place, unused: u64) {
+        let place = pacing::Place { end: place.end, bytes: place.bytes };
+        self.sending.leave(class, place, unused, self.moment(Instant::now()));
+    }
+}
+
+impl ReadPacer for DonationPacer {
+    fn after_read(&self, bytes: u64) -> Duration {
+        let now = self.moment(Instant::now());
+        self.receiving.charge(bytes, now);
+        self.receiving.owed(now)
+    }
+
+    fn stopped(&self) -> Duration {
+        match self.receiving.rate() {
+            Some(BytesPerSec(0)) => STOPPED_ASKS_AGAIN,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// Whether going from one rate to the other is worth disturbing those who wait: always when it falls.
+fn matters(from: Option<BytesPerSec>, to: Option<BytesPerSec>) -> bool {
+    match (from, to) {
+        (Some(from), Some(to)) => to < from || to.0 - from.0 > from.0 / 100,
+        (from, to) => from != to,
+    }
+}
+
+/// Payload that fits into a rate on the wire: full segments of 1448 bytes in frames of 1514.
+pub(crate) fn payload(wire: BytesPerSec) -> BytesPerSec {
+    let scaled = u128::from(wire.0) * SEGMENT_PAYLOAD_BYTES / SEGMENT_WIRE_BYTES;
+    BytesPerSec(u64::try_from(scaled).unwrap_or(u64::MAX))
+}
+
+const SEGMENT_PAYLOAD_BYTES: u128 = 1_448;
+const SEGMENT_WIRE_BYTES: u128 = 1_514;
+/// No timer is finer than this.
+const WAIT_MIN: Duration = Duration::from_micros(50);
+const STOPPED_ASKS_AGAIN: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use freshet_api::Class;
+
+    use super::*;
+
+    fn sending(rate: Option<u64>) -> Rates {
+        Rates { sending: rate.map(BytesPerSec), ..Rates::NONE }
+    }
+
+    fn receiving(rate: u64) -> Rates {
+        Rates { receiving: Some(BytesPerSec(rate)), ..Rates::NONE }
+    }
+
+    /// Payload that greedy senders get in `seconds` of simulated time.
+    fn sent(pacer: &DonationPacer, seconds: u64) -> u64 {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(seconds);
+        let (mut now, mut sent, mut place) = (start, 0, Place::default());
+        while now < end {
+            match pacer.take(Class::Delivery.number(), 1 << 20, &mut place, now) {
+                Grant::Bytes(bytes) => sent += bytes,
+                Grant::Wait(wait) => now += wait,
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn the_wire_keeps_to_what_is_donated() {
+        let pacer = DonationPacer::new(sending(Some(10_000_000)));
+        let wire = sent(&pacer, 10) as f64 * 1_514.0 / 1_448.0;
+        assert!((wire / 100e6 - 1.0).abs() < 0.01, "{wire} bytes on the wire in 10 s at 10 MB/s");
+    }
+
+    #[test]
+    fn a_lifted_limit_is_none() {
+        let pacer = DonationPacer::new(sending(Some(1_000_000)));
+        assert!(!pacer.unlimited(Class::Delivery.number()));
+        pacer.set(receiving(50_000));
+        assert!(pacer.unlimited(Class::Delivery.number()));
+        let free = pacer.take(1, 1 << 30, &mut Place::default(), Instant::now());
+        assert_eq!(free, Grant::Bytes(1 << 30));
+    }
+
+    #[test]
+    fn a_rate_that_falls_is_in_force_and_one_that_hardly_grows_is_not() {
+        let pacer = DonationPacer::new(sending(Some(1_000_000)));
+        let of = |pacer: &DonationPacer| pacer.rates.lock().unwrap().sending.unwrap().0;
+        for (asked, in_force) in
+            [(1_005_000, 1_000_000), (999_999, 999_999), (1_050_000, 1_050_000), (0, 0), (1, 1)]
+        {
+            pacer.set(sending(Some(asked)));
+            assert_eq!(of(&pacer), in_force, "{asked}");
+        }
+    }
+
+    #[test]
+    fn sync_reads_are_paced_by_themselves() {
+        let pacer = DonationPacer::new(Rates::NONE);
+        assert_eq!(pacer.after_read(1 << 40), Duration::ZERO);
+        pacer.set(receiving(1_514_000));
+        assert!(pacer.unlimited(Class::Delivery.number()));
+        let waits: Vec<Duration> = (0..10).map(|_| pacer.after_read(1_448_000)).collect();
+        let last = waits[9].as_secs_f64();
+        assert!((8.0..=10.1).contains(&last), "10 s worth of reads at once wait {last} s");
+        assert_eq!(pacer.stopped(), Duration::ZERO);
+        pacer.set(receiving(0));
+        assert!(pacer.after_read(1) > Duration::ZERO && pacer.stopped() > Duration::ZERO);
+        pacer.set(Rates::NONE);
+        assert_eq!(pacer.stopped(), Duration::ZERO, "it goes on");
+    }
+}

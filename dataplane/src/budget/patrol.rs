@@ -1,0 +1,296 @@
+//! The thread that keeps the budget: reads counters and clocks ten times a second, puts in force what the steward
+//! says, and keeps the month on disk. It decides nothing.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use freshet_api::BytesPerSec;
+use freshet_api::heartbeat::BudgetReport;
+use freshet_ebpf::{Class, Classes, Reading, Source};
+use freshet_policy::Moment;
+use freshet_policy::budget::WallReading;
+use tokio::sync::watch;
+
+use super::admission::Admission;
+use super::month::Month;
+use super::pacer::DonationPacer;
+use super::steward::{Stand, Steward};
+use crate::accounting::{Ledger, link_speed};
+use crate::config::Config;
+
+/// What the thread works with.
+pub struct PatrolParts {
+    /// What passed the interfaces.
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// The kill-switch.
+    pub classes: Classes,
+    /// Where rates are kept.
+    pub pacer: Arc<DonationPacer>,
+    /// Where customers are let in.
+    pub admission: Arc<Admission>,
+    /// Where the month is kept.
+    pub state: PathBuf,
+    /// This volunteer's own number for its random starts of months.
+    pub seed: u64,
+}
+
+/// What others are told of the budget.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outlook {
+    /// What the owner gives now; none for no limit.
+    pub offered: Option<BytesPerSec>,
+    /// Why no more customers should come, if so.
+    pub closed: Option<String>,
+    /// For the heartbeat.
+    pub report: BudgetReport,
+}
+
+/// The running thread; [`Patrol::stop`] ends it with the last page on disk.
+#[derive(Debug)]
+pub struct Patrol {
+    orders: Sender<Config>,
+    outlook: watch::Receiver<Outlook>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Patrol {
+    /// Takes a first look, so that the owner's word is in force when this returns, and goes on from there.
+    ///
+    /// # Errors
+    /// When the counters can't be read, or no thread can be started.
+    pub fn start(config: &Config, month: Month, parts: PatrolParts) -> anyhow::Result<Self> {
+        let (said, outlook) = watch::channel(Outlook::default());
+        let (orders, ordered) = mpsc::channel();
+        let mut rounds = Rounds::new(config, month, parts, said);
+        rounds.look()?;
+        // Only what is on disk tells the next run from where on it counts.
+        let page = rounds.steward.month();
+        page.store(&rounds.parts.state).context("cannot write the month's ledger")?;
+        let thread = thread::Builder::new().name("budget".into()).spawn(move || rounds.walk(&ordered))?;
+        Ok(Self { orders, outlook, thread: Some(thread) })
+    }
+
+    /// What others may know; changes are told when something changed that control should hear at once.
+    pub fn outlook(&self) -> watch::Receiver<Outlook> {
+        self.outlook.clone()
+    }
+
+    /// Puts the owner's changed word in force.
+    pub fn reload(&self, config: &Config) {
+        if self.orders.send(config.clone()).is_err() {
+            tracing::error!("the budget's thread is gone; the changed budget is in force after a restart");
+        }
+    }
+
+    /// Takes a last look and ends with it on disk.
+    pub fn stop(self) {
+        let Self { orders, thread, .. } = self;
+        drop(orders);
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the budget's thread panicked; the month's ledger is as it was last written");
+        }
+    }
+}
+
+struct Rounds {
+    steward: Steward,
+    parts: PatrolParts,
+    said: watch::Sender<Outlook>,
+    origin: Instant,
+    every: Duration,
+    links: HashMap<String, BytesPerSec>,
+    links_read: Option<Instant>,
+    exhausted: bool,
+    blind: u32,
+    scribe: Scribe,
+}
+
+impl Rounds {
+    fn new(config: &Config, month: Month, parts: PatrolParts, said: watch::Sender<Outlook>) -> Self {
+        let pinned = {
+            let ledger = parts.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            matches!(ledger.kind(), Source::Kernel { pinned: Some(_), .. })
+        };
+        let scribe = Scribe::new(parts.state.clone(), month.clone(), pinned);
+        Self {
+            steward: Steward::new(config, month, parts.seed),
+            every: every(config),
+            parts,
+            said,
+            origin: Instant::now(),
+            links: HashMap::new(),
+            links_read: None,
+            exhausted: false,
+            blind: 0,
+            scribe,
+        }
+    }
+
+    /// Until nobody gives orders any more.
+    fn walk(mut self, orders: &Receiver<Config>) {
+        let mut due = Instant::now() + self.every;
+        loop {
+            match orders.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(config) => {
+                    self.every = every(&config);
+                    self.steward.set_terms(&config);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if let Err(error) = self.look() {
+                self.blind = self.blind.saturating_add(1);
+                if self.blind.is_power_of_two() {
+                    tracing::warn!(%error, "the counters can't be read; the budget stays as it is");
+                }
+            } else {
+                self.blind = 0;
+            }
+            self.scribe.write(self.steward.month(), false);
+            due = (due + self.every).max(Instant::now());
+        }
+        if let Err(error) = self.look() {
+            tracing::warn!(%error, "the counters can't be read any more; the month ends with the last reading");
+        }
+        self.scribe.write(self.steward.month(), true);
+    }
+
+    fn look(&mut self) -> Result<(), freshet_ebpf::ReadError> {
+        let reading = self.parts.ledger.lock().unwrap_or_else(PoisonError::into_inner).reading()?;
+        self.read_links(&reading);
+        let wall = WallReading {
+            local: jiff::Zoned::now().datetime(),
+            synchronised: freshet_ebpf::host::clock_is_synchronised(),
+        };
+        let now = Moment::ZERO + self.origin.elapsed();
+        let stand = self.steward.look(&reading, &self.links, wall, now);
+        self.enforce(stand);
+        Ok(())
+    }
+
+    fn enforce(&mut self, stand: Stand) {
+        let Stand { rates, left, closed, exhausted, offered, report } = stand;
+        self.parts.pacer.set(rates);
+        self.parts.admission.settle(left);
+        if exhausted != self.exhausted {
+            self.exhausted = exhausted;
+            self.switch(exhausted);
+        }
+        let report = BudgetReport { promisable: self.parts.admission.promisable(), ..report };
+        let outlook = Outlook { offered, closed, report };
+        self.said.send_if_modified(|last| {
+            let urgent = last.closed != outlook.closed
+                || (last.offered != outlook.offered && outlook.report.limit != "owner");
+            if last.closed != outlook.closed {
+                let why = outlook.closed.as_deref().unwrap_or("the budget allows it again");
+                tracing::info!(closed = outlook.closed.is_some(), why, "whether customers may come");
+            }
+            *last = outlook;
+            urgent
+        });
+    }
+
+    /// The kill-switch at the volume's last byte.
+    fn switch(&self, off: bool) {
+        let dropped: &[Class] = if off { &[Class::Delivery, Class::Sync] } else { &[] };
+        match self.parts.classes.drop_outgoing(dropped) {
+            Ok(true) => tracing::info!(off, "the month's kill-switch"),
+            Ok(false) if off => tracing::warn!(
+                "the month is used to the last byte, and without classifiers in the kernel what customers are told \
+                 goes beyond it, some hundred bytes each"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, off, "the month's kill-switch does not work"),
+        }
+    }
+
+    /// What the drivers say that the links carry; it changes when a cable is plugged elsewhere.
+    fn read_links(&mut self, reading: &Reading) {
+        if self.links_read.is_some_and(|read| read.elapsed() < LINKS_EVERY) {
+            return;
+        }
+        self.links_read = Some(Instant::now());
+        let speeds = reading.interfaces.iter().filter_map(|interface| {
+            let speed = link_speed(&interface.name).map(BytesPerSec)?;
+            Some((interface.name.clone(), speed))
+        });
+        self.links = speeds.collect();
+    }
+}
+
+fn every(config: &Config) -> Duration {
+    if config.budget.is_plain() { RELAXED } else { freshet_policy::budget::TICK_EXPECTED }
+}
+
+/// Writes pages of the ledger, beside the patrol, since a disk may take its time.
+#[derive(Debug)]
+struct Scribe {
+    pages: Option<SyncSender<Month>>,
+    thread: Option<JoinHandle<()>>,
+    stored: Month,
+    at: Instant,
+    every: Duration,
+}
+
+impl Scribe {
+    /// `pinned`: whether the kernel goes on counting when this process dies, so that pages may be rarer.
+    fn new(state: PathBuf, stored: Month, pinned: bool) -> Self {
+        let (pages, written) = mpsc::sync_channel::<Month>(1);
+        let thread = thread::Builder::new().name("ledger".into()).spawn(move || {
+            let mut failed = false;
+            for page in written {
+                let stored = page.store(&state);
+                match &stored {
+                    Ok(()) if failed => tracing::info!("the month's ledger is written again"),
+                    Err(error) if !failed => {
+                        tracing::error!(%error, "the month's ledger can't be written; a crash now would forget bytes");
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+                failed = stored.is_err();
+            }
+        });
+        if let Err(error) = &thread {
+            tracing::error!(%error, "the month's ledger can't be written");
+        }
+        let every = if pinned { WRITE_EVERY_PINNED } else { WRITE_EVERY };
+        Self { pages: Some(pages), thread: thread.ok(), stored, at: Instant::now(), every }
+    }
+
+    fn write(&mut self, month: &Month, last: bool) {
+        let waited = self.at.elapsed();
+        let due = waited >= WRITE_ANYHOW || (waited >= self.every && !month.is_as_good_as(&self.stored));
+        if let Some(pages) = &self.pages
+            && (due || last)
+        {
+            let taken =
+                if last { pages.send(month.clone()).is_ok() } else { pages.try_send(month.clone()).is_ok() };
+            if taken {
+                (self.stored, self.at) = (month.clone(), Instant::now());
+            }
+        }
+    }
+}
+
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        self.pages = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that writes the month's ledger panicked");
+        }
+    }
+}
+
+/// Where only a constant rate is kept, the counters are but for the ledger.
+const RELAXED: Duration = Duration::from_secs(1);
+const LINKS_EVERY: Duration = Duration::from_secs(10);
+const WRITE_EVERY_PINNED: Duration = Duration::from_secs(10);
+/// What passed in this time is forgotten when the process is killed and nothing is pinned.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// So that after a restart it is known about when it is.
+const WRITE_ANYHOW: Duration = Duration::from_secs(600);
