@@ -13,5 +13,6 @@ pub mod registry;
 pub mod routing;
 pub mod serve;
 pub mod settings;
+pub mod swarm;
 pub mod sync_site;
 pub mod tracker;

@@ -24,7 +24,8 @@ use crate::private_file;
 use crate::registry::{RedbRegistry, Registry};
 use crate::routing::Routing;
 use crate::settings::Settings;
-use crate::sync_site::SyncSite;
+use crate::swarm::{Swarm, SwarmOptions, SwarmRooms};
+use crate::sync_site::{SyncCounters, SyncSite};
 use crate::tracker::{MemoryTracker, Tracker};
 
 /// A running control.
@@ -35,6 +36,8 @@ pub struct Control {
     engine: Running,
     api: JoinHandle<()>,
     routing: JoinHandle<()>,
+    swarm: Arc<Swarm>,
+    bundling: JoinHandle<()>,
     stop: watch::Sender<bool>,
     grace: Duration,
 }
@@ -93,8 +96,25 @@ impl Control {
             clock,
             rand::random(),
         ));
-        let sync = SyncSite::new(Arc::clone(&catalog), Arc::clone(&routing), root, registry.sync_key());
-        let sync_counters = Arc::clone(sync.counters());
+        let sync_counters = Arc::new(SyncCounters::default());
+        let swarm = Swarm::open(
+            swarm_options(&settings),
+            SwarmRooms {
+                catalog: Arc::clone(&catalog),
+                registry: Arc::clone(&registry),
+                tracker: Arc::clone(&tracker),
+                sync_counters: Arc::clone(&sync_counters),
+                clock,
+            },
+        )?;
+        let sync = SyncSite::new(
+            Arc::clone(&catalog),
+            Arc::clone(&routing),
+            Arc::clone(swarm.shelf()),
+            root,
+            registry.sync_key(),
+            Arc::clone(&sync_counters),
+        );
         let engine = start_engine(&settings, &front_door, sync)?;
         let api_server = ApiServer::bind(settings.api, Arc::clone(&identity.tls))
             .await
@@ -119,6 +139,7 @@ impl Control {
             routing: Arc::clone(&routing),
             reservations,
             catalog: Arc::clone(&catalog),
+            swarm: Arc::clone(&swarm),
             front_door,
             sync_counters,
             clock,
@@ -139,6 +160,8 @@ impl Control {
             engine,
             api: tokio::spawn(api_server.run(api.router(), stopped, API_GRACE)),
             routing: tokio::spawn(async move { routing.keep_current().await }),
+            bundling: tokio::spawn(Arc::clone(&swarm).run()),
+            swarm,
             stop,
             grace: settings.grace,
         })
@@ -154,12 +177,18 @@ impl Control {
         &self.catalog
     }
 
+    /// The swarm that it tracks.
+    pub fn swarm(&self) -> &Arc<Swarm> {
+        &self.swarm
+    }
+
     /// Takes nothing new, lets what is under way end within the grace time, and closes everything.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
+        self.swarm.stop();
         let (engine, grace) = (self.engine, self.grace);
         let engine = tokio::task::spawn_blocking(move || engine.stop(grace));
-        for (part, task) in [("front door", engine), ("API", self.api)] {
+        for (part, task) in [("front door", engine), ("API", self.api), ("swarm", self.bundling)] {
             if let Err(error) = task.await {
                 tracing::error!(part, %error, "did not end in order");
             }
@@ -178,6 +207,16 @@ fn catalog_options(settings: &Settings) -> CatalogOptions {
         hold_max: settings.hold_max,
         patterns: settings.patterns.clone(),
         ..CatalogOptions::new(&settings.repo, settings.state.join(CATALOG_FILE))
+    }
+}
+
+fn swarm_options(settings: &Settings) -> SwarmOptions {
+    SwarmOptions {
+        repo: settings.repo.clone(),
+        state: settings.state.clone(),
+        spool_max: settings.spool_max,
+        sync_rate: settings.sync_rate,
+        origin_copies: settings.origin_copies,
     }
 }
 

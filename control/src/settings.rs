@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use freshet_api::Bytes;
+use freshet_api::{Bytes, BytesPerSec};
 use serde::Deserialize;
 
 use crate::catalog::{Glob, Patterns};
@@ -91,6 +91,18 @@ pub struct Options {
     /// Seconds for which downloads may go on after SIGTERM [default: 10]
     #[arg(long, value_name = "SECS")]
     pub grace_secs: Option<u64>,
+    /// What the origin's uplink gives to volunteers' sync, such as `200 Mbit/s`, at least 1 Mbit/s; the sync port is
+    /// held to it [default: no limit; what it can send is measured]
+    #[arg(long, value_name = "RATE")]
+    pub sync_rate: Option<BytesPerSec>,
+    /// Copies of what is new that the origin sends to the swarm at most, 1 to 100: more is faster where its uplink is
+    /// larger than the volunteers'; pieces that nobody has any more are sent again beyond it [default: 1.05]
+    #[arg(long, value_name = "COPIES")]
+    pub origin_copies: Option<f64>,
+    /// Packs and recipes for the swarm kept in the state directory at most, beside those of the last two releases,
+    /// from 64 MiB [default: 8 GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub spool_max: Option<Bytes>,
     /// Form of the log on standard error; what is logged is set by RUST_LOG [default: text]
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<LogFormat>,
@@ -145,6 +157,9 @@ impl Options {
             rings,
             connections_max,
             grace_secs,
+            sync_rate,
+            origin_copies,
+            spool_max,
             log_format,
         )
     }
@@ -201,6 +216,12 @@ pub struct Settings {
     pub connections_max: usize,
     /// How long downloads may go on after SIGTERM.
     pub grace: Duration,
+    /// What the origin's uplink gives to sync; `None` for no limit.
+    pub sync_rate: Option<BytesPerSec>,
+    /// Copies that the origin sends to the swarm at most.
+    pub origin_copies: f64,
+    /// Packs and recipes on disk at most.
+    pub spool_max: Bytes,
     /// Form of the log.
     pub log_format: LogFormat,
 }
@@ -269,6 +290,20 @@ impl Settings {
             rings: within("rings", options.rings, 0, 0..=256)?,
             connections_max: within("connections-max", options.connections_max, 20_000, 1..=1_000_000)?,
             grace: secs("grace-secs", options.grace_secs, 10, 0..=3_600)?,
+            sync_rate: options
+                .sync_rate
+                .map(|rate| {
+                    if rate >= SYNC_RATE_MIN {
+                        return Ok(rate);
+                    }
+                    Err(invalid("sync-rate", rate.to_string(), "at least 1 Mbit/s"))
+                })
+                .transpose()?,
+            origin_copies: within("origin-copies", options.origin_copies, 1.05, 1.0..=100.0)?,
+            spool_max: match options.spool_max.unwrap_or(SPOOL_MAX) {
+                size if size >= SPOOL_LEAST => size,
+                size => return Err(invalid("spool-max", size.to_string(), "at least 64 MiB")),
+            },
             log_format: options.log_format.unwrap_or_default(),
             repo,
             state,
@@ -376,6 +411,9 @@ fn invalid(key: &'static str, found: String, expected: &str) -> SettingsError {
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 8080);
 const API_PORT: u16 = 8443;
 const GLOBS_MAX: usize = 100;
+const SYNC_RATE_MIN: BytesPerSec = BytesPerSec(125_000);
+const SPOOL_MAX: Bytes = Bytes(8 << 30);
+const SPOOL_LEAST: Bytes = Bytes(64 << 20);
 
 #[cfg(test)]
 mod tests {

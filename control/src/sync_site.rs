@@ -1,4 +1,5 @@
-//! The origin's sync port: blobs by content for volunteers that bring a token. It takes nothing in.
+//! The origin's sync port: contents of the catalogue, packs and recipes, by hash, for volunteers that bring a token.
+//! It takes nothing in.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,21 +14,30 @@ use crate::catalog::Catalog;
 use crate::clock::epoch_secs;
 use crate::front_door::{file_answer, stale};
 use crate::routing::Routing;
+use crate::swarm::Shelf;
 
 /// `GET /blob/<64 hexadecimal digits>` with `Authorization: Bearer <sync token>`.
 #[derive(Debug)]
 pub struct SyncSite {
     catalog: Arc<Catalog>,
     routing: Arc<Routing>,
+    shelf: Arc<Shelf>,
     root: Arc<Root>,
     key: SyncKey,
     counters: Arc<SyncCounters>,
 }
 
 impl SyncSite {
-    /// Serves what `catalog` knows from below `root` (the same tree).
-    pub fn new(catalog: Arc<Catalog>, routing: Arc<Routing>, root: Arc<Root>, key: SyncKey) -> Self {
-        Self { catalog, routing, root, key, counters: Arc::default() }
+    /// Serves what `catalog` knows from below `root` (the same tree), and what is spooled on `shelf`.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        routing: Arc<Routing>,
+        shelf: Arc<Shelf>,
+        root: Arc<Root>,
+        key: SyncKey,
+        counters: Arc<SyncCounters>,
+    ) -> Self {
+        Self { catalog, routing, shelf, root, key, counters }
     }
 
     /// What it did so far.
@@ -62,10 +72,21 @@ impl Site for SyncSite {
                 "expected /blob/ and the 64 hexadecimal digits of a BLAKE3 hash\n",
             ));
         };
-        match self.catalog.load().by_content(&content) {
-            Some(entry) => Answer::File(FileAnswer {
-                content_type: Some(HeaderValue::from_static("application/octet-stream")),
-                ..file_answer(&self.root, entry, Vec::new())
+        let content_type = Some(HeaderValue::from_static("application/octet-stream"));
+        if let Some(entry) = self.catalog.load().by_content(&content) {
+            return Answer::File(FileAnswer { content_type, ..file_answer(&self.root, entry, Vec::new()) });
+        }
+        match self.shelf.load().spooled.get(&content) {
+            Some(&size) => Answer::File(FileAnswer {
+                root: Arc::clone(self.shelf.root()),
+                path: bytes::Bytes::from(content.to_string()),
+                expected_size: Some(size),
+                expected_mtime: None,
+                expected_mtime_nanos: None,
+                etag: HeaderValue::try_from(format!("\"{content}\"")).ok(),
+                last_modified: None,
+                content_type,
+                headers: Vec::new(),
             }),
             None => Answer::Refusal(Refusal::new(
                 StatusCode::NOT_FOUND,

@@ -2,12 +2,14 @@
 //! for what, and how large pieces are. No sockets, no clock.
 
 mod lease;
+mod origin_rate;
 mod picker;
 mod piece_set;
 
 use freshet_api::Bytes;
 
 pub use self::lease::{ENDGAME_PART, Granted, Joining, Lease, LeaseBook, LeaseTerms, Progress};
+pub use self::origin_rate::OriginRate;
 pub use self::picker::{Picker, PieceOrder, Pull};
 pub use self::piece_set::PieceSet;
 

@@ -7,9 +7,9 @@ use axum::body::Bytes;
 use freshet_api::manifest::ManifestError;
 use tokio::sync::Mutex;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Snapshot};
 
-/// The last few encoded manifests of the present sequence.
+/// The last few encoded manifests of the released state.
 #[derive(Debug, Default)]
 pub(super) struct ManifestCache {
     encoded: Mutex<VecDeque<Encoded>>,
@@ -23,21 +23,22 @@ struct Encoded {
 }
 
 impl ManifestCache {
-    /// The wire form of what changed since `since`. One is encoded at a time; who waits finds it done.
+    /// The wire form of what changed from `since` to `state`. One is encoded at a time; who waits finds it done.
     pub(super) async fn since(
         &self,
         catalog: &Arc<Catalog>,
+        state: &Arc<Snapshot>,
         since: Option<u64>,
     ) -> Result<Bytes, ManifestError> {
         let mut encoded = self.encoded.lock().await;
-        let sequence = catalog.load().sequence();
+        let sequence = state.sequence();
         encoded.retain(|known| known.sequence == sequence);
         if let Some(known) = encoded.iter().find(|known| known.since == since) {
             return Ok(known.bytes.clone());
         }
-        let catalog = Arc::clone(catalog);
+        let (catalog, state) = (Arc::clone(catalog), Arc::clone(state));
         let made = tokio::task::spawn_blocking(move || {
-            let manifest = catalog.manifest_since(since);
+            let manifest = catalog.manifest_of(&state, since);
             manifest.encode().map(|bytes| (manifest.sequence, Bytes::from(bytes)))
         });
         let (sequence, bytes) = made.await.unwrap_or(Err(ManifestError::Damaged))?;

@@ -6,6 +6,7 @@ mod admin;
 mod manifest_cache;
 mod problem;
 mod server;
+mod swarm;
 mod view;
 mod volunteer;
 
@@ -26,6 +27,7 @@ use crate::clock::Clock;
 use crate::front_door::FrontDoor;
 use crate::registry::Registry;
 use crate::routing::Routing;
+use crate::swarm::Swarm;
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 use manifest_cache::ManifestCache;
@@ -52,6 +54,8 @@ pub struct Parts {
     pub reservations: Arc<ReservationLedger>,
     /// The catalogue.
     pub catalog: Arc<Catalog>,
+    /// Bundles, and who copies them.
+    pub swarm: Arc<Swarm>,
     /// For its counters and explanations.
     pub front_door: Arc<FrontDoor>,
     /// The sync port's counters.
@@ -97,7 +101,11 @@ impl Api {
             .route("/v1/join", post(volunteer::join))
             .route("/v1/heartbeat", post(volunteer::heartbeat))
             .route("/v1/manifest", get(volunteer::manifest))
+            .route("/v1/bundles", get(swarm::bundles))
+            .route("/v1/bundle/{id}", get(swarm::bundle))
             .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));
+        let polls =
+            Router::new().route("/v1/swarm", post(swarm::poll)).layer(DefaultBodyLimit::max(POLL_BYTES_MAX));
         let holdings = Router::new()
             .route("/v1/holdings", put(volunteer::holdings))
             .layer(DefaultBodyLimit::max(HOLDINGS_BYTES_MAX));
@@ -113,6 +121,7 @@ impl Api {
             .layer(middleware::from_fn_with_state(Arc::clone(&self), admin::only_operators));
         Router::new()
             .merge(volunteers)
+            .merge(polls)
             .merge(holdings)
             .merge(operators)
             .fallback(problem::no_such_route)
@@ -135,6 +144,8 @@ impl std::fmt::Debug for Parts {
 
 /// Bytes of a volunteer's message at most: a heartbeat with 20,000 numbers has about 220 kB.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a poll at most: every second of 65,536 pieces in two lists as text.
+const POLL_BYTES_MAX: usize = 2 << 20;
 const ADMIN_BYTES_MAX: usize = 16 << 10;
 /// Bitmaps that are read at the same time at most; the others wait.
 const HOLDINGS_UPLOADS_MAX: usize = 4;

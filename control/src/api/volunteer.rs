@@ -78,7 +78,7 @@ pub(super) async fn heartbeat(
     let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);
     Ok(Json(HeartbeatReply {
         interval_ms: u64::try_from(parts.heartbeat.as_millis()).unwrap_or(u64::MAX),
-        manifest_sequence: parts.catalog.load().sequence(),
+        manifest_sequence: parts.swarm.release().load().sequence,
         front_door: addresses.front_door.clone(),
         origin_sync_url: addresses.sync.clone(),
         sync_token: SyncToken { node: node.id, expires }.seal(&parts.registry.sync_key()),
@@ -100,9 +100,16 @@ pub(super) async fn manifest(
 ) -> Result<impl IntoResponse, Problem> {
     authenticate(&api, &headers)?;
     let Query(query) = query?;
+    let released = Arc::clone(&api.parts.swarm.release().load());
+    let Some(state) = &released.state else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the repository's present state is being prepared for volunteers; try again in a second",
+        ));
+    };
     let bytes = api
         .manifests
-        .since(&api.parts.catalog, query.since)
+        .since(&api.parts.catalog, state, query.since)
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
@@ -143,7 +150,7 @@ fn read_holdings(body: &[u8]) -> Result<RoaringBitmap, Problem> {
 }
 
 /// Whose credential the request brings.
-fn authenticate(api: &Api, headers: &HeaderMap) -> Result<Arc<Node>, Problem> {
+pub(super) fn authenticate(api: &Api, headers: &HeaderMap) -> Result<Arc<Node>, Problem> {
     let secret = bearer(headers)?;
     api.parts.registry.nodes().by_credential(&secret).cloned().ok_or_else(|| {
         Problem::unauthorised("the credential is not known here; if this volunteer was removed, join again")

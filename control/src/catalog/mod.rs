@@ -137,6 +137,14 @@ impl Catalog {
         diff.unwrap_or_else(|| history::whole(&now))
     }
 
+    /// What changed from the state `base` to `state`, which was shown by this catalogue; everything when `base` is
+    /// `None`, unknown, too long ago or later.
+    pub fn manifest_of(&self, state: &Snapshot, base: Option<u64>) -> Manifest {
+        let base = base.filter(|&base| base <= state.sequence());
+        let diff = base.and_then(|base| self.shared.lock_history().since(base, state));
+        diff.unwrap_or_else(|| history::whole(state))
+    }
+
     /// Tells the sequence of every newly published state.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.sequence.subscribe()

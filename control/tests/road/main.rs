@@ -9,4 +9,5 @@ mod lasting;
 mod operators;
 mod program;
 mod stage;
+mod swarm;
 mod sync_port;

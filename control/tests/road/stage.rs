@@ -71,6 +71,18 @@ impl Stage {
         let mut scanned = control.catalog().first_scan();
         within(scanned.wait_for(|done| *done)).await.unwrap();
         self.control = Some(control);
+        self.eventually(|stage| async move {
+            let published = stage.control().catalog().load().sequence();
+            stage
+                .control()
+                .swarm()
+                .release()
+                .load()
+                .state
+                .as_ref()
+                .is_some_and(|state| state.sequence() >= published)
+        })
+        .await;
     }
 
     pub(crate) async fn stop(&mut self) {

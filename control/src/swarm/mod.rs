@@ -1,0 +1,216 @@
+//! The origin's side of the swarm: makes bundles of what is new, releases states to volunteers, and keeps the books
+//! of who has and fetches what. It never sends a piece itself; the sync port does.
+
+mod books;
+mod bundler;
+mod content;
+mod plan;
+mod release;
+mod shelf;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use freshet_api::bundle::BundleId;
+use freshet_api::swarm::{BundleList, BundleRef, SwarmPoll, SwarmReply};
+use freshet_api::{Bytes, BytesPerSec, NodeId};
+use tokio::sync::{Semaphore, watch};
+
+use self::books::Books;
+use self::bundler::Bundler;
+use crate::catalog::Catalog;
+use crate::clock::{Clock, epoch_secs};
+use crate::registry::Registry;
+use crate::sync_site::SyncCounters;
+use crate::tracker::Tracker;
+
+pub use self::release::{Release, Released};
+pub use self::shelf::{Kept, Shelf, Shown};
+
+/// The swarm as the other rooms of control see it.
+pub struct Swarm {
+    shelf: Arc<Shelf>,
+    release: Arc<Release>,
+    books: Books,
+    bundler: Arc<Bundler>,
+    catalog: Arc<Catalog>,
+    sync_counters: Arc<SyncCounters>,
+    clock: Clock,
+    reading: Semaphore,
+    stop: watch::Sender<bool>,
+}
+
+/// How the swarm is set up.
+#[derive(Clone, Debug)]
+pub struct SwarmOptions {
+    /// Root of the repository.
+    pub repo: PathBuf,
+    /// Control's state directory.
+    pub state: PathBuf,
+    /// Bytes of packs and recipes on disk at most, beside those of the last two releases.
+    pub spool_max: Bytes,
+    /// What the origin's uplink gives to sync; measured where it is not set.
+    pub sync_rate: Option<BytesPerSec>,
+    /// Copies of a bundle that the origin sends at most.
+    pub origin_copies: f64,
+}
+
+/// The rooms that the swarm works with.
+pub struct SwarmRooms {
+    /// What is to be copied.
+    pub catalog: Arc<Catalog>,
+    /// Who may take part.
+    pub registry: Arc<dyn Registry>,
+    /// Where everybody stands.
+    pub tracker: Arc<dyn Tracker>,
+    /// What the sync port sent.
+    pub sync_counters: Arc<SyncCounters>,
+    /// This process's clock.
+    pub clock: Clock,
+}
+
+impl Swarm {
+    /// Loads the bundles that are there.
+    ///
+    /// # Errors
+    /// When the state directory cannot be used.
+    pub fn open(options: SwarmOptions, rooms: SwarmRooms) -> anyhow::Result<Arc<Self>> {
+        let (shelf, damage) = Shelf::open(&options.state, options.spool_max.0)
+            .with_context(|| format!("cannot open the bundles in {}", options.state.display()))?;
+        let shelf = Arc::new(shelf);
+        let release = Arc::new(Release::new(shelf.released().map_or(0, |released| released.sequence)));
+        let bundler = Arc::new(Bundler {
+            repo: options.repo,
+            catalog: Arc::clone(&rooms.catalog),
+            registry: Arc::clone(&rooms.registry),
+            shelf: Arc::clone(&shelf),
+            release: Arc::clone(&release),
+            damage: Mutex::new(damage),
+            stopping: AtomicBool::new(false),
+        });
+        bundler.resume();
+        Ok(Arc::new(Self {
+            books: Books::new(
+                rooms.registry,
+                rooms.tracker,
+                options.sync_rate,
+                options.origin_copies,
+                rand::random(),
+            ),
+            shelf,
+            release,
+            bundler,
+            catalog: rooms.catalog,
+            sync_counters: rooms.sync_counters,
+            clock: rooms.clock,
+            reading: Semaphore::new(READERS_MAX),
+            stop: watch::Sender::new(false),
+        }))
+    }
+
+    /// Makes bundles of every new state and keeps the books, until [`Swarm::stop`].
+    pub async fn run(self: Arc<Self>) {
+        let (bundling, keeping) = (Arc::clone(&self), Arc::clone(&self));
+        tokio::join!(bundling.bundle_states(), keeping.keep_books());
+    }
+
+    /// Ends [`Swarm::run`] soon; a bundle that is being made is given up.
+    pub fn stop(&self) {
+        self.bundler.stopping.store(true, Ordering::Relaxed);
+        self.stop.send_replace(true);
+    }
+
+    /// The bundles on disk.
+    pub fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
+    /// What volunteers are told of.
+    pub fn release(&self) -> &Arc<Release> {
+        &self.release
+    }
+
+    /// The bundles of states that were released, oldest first.
+    pub fn bundles(&self) -> BundleList {
+        let sequence = self.release.load().sequence;
+        let shown = self.shelf.load();
+        let released = shown.bundles.iter().filter(|kept| kept.sequence <= sequence);
+        BundleList {
+            bundles: released.map(|kept| BundleRef { id: kept.id, sequence: kept.sequence }).collect(),
+        }
+    }
+
+    /// A bundle in its wire form; `None` for one that is not kept. So many are read at once, the others wait.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn bundle(&self, id: BundleId) -> std::io::Result<Option<Vec<u8>>> {
+        if !self.shelf.load().bundles.iter().any(|kept| kept.id == id) {
+            return Ok(None);
+        }
+        let _permit = self.reading.acquire().await.map_err(std::io::Error::other)?;
+        let shelf = Arc::clone(&self.shelf);
+        match tokio::task::spawn_blocking(move || shelf.wire(id)).await.map_err(std::io::Error::other)? {
+            Ok(wire) => Ok(Some(wire)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers a volunteer's poll.
+    pub fn poll(&self, node: NodeId, poll: SwarmPoll) -> SwarmReply {
+        let kept = self.shelf.load().bundles.iter().find(|kept| kept.id == poll.bundle).cloned();
+        let Some(kept) = kept else { return Books::closed() };
+        let now_secs = epoch_secs(std::time::SystemTime::now());
+        self.books.poll(node, &kept, poll, self.clock.now(), now_secs).reply
+    }
+
+    /// `node` was removed or banned: nobody asks it any more, and what it had counts no more.
+    pub fn expel(&self, node: NodeId) {
+        self.books.expel(node);
+    }
+
+    async fn bundle_states(&self) {
+        let (mut sequences, mut stop) = (self.catalog.subscribe(), self.stop.subscribe());
+        loop {
+            sequences.borrow_and_update();
+            let bundler = Arc::clone(&self.bundler);
+            if let Err(error) = tokio::task::spawn_blocking(move || bundler.catch_up()).await {
+                tracing::error!(%error, "making bundles ended badly; the next state is tried again");
+            }
+            tokio::select! {
+                changed = sequences.changed() => if changed.is_err() { return },
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    async fn keep_books(&self) {
+        let mut stop = self.stop.subscribe();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let shown = self.shelf.load_full();
+                    self.books.tick(&shown.bundles, self.sync_counters.view().body_bytes, self.clock.now());
+                }
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Swarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Swarm").field("release", &self.release).finish_non_exhaustive()
+    }
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// Bundles read from disk at once at most, each up to some megabytes.
+const READERS_MAX: usize = 8;

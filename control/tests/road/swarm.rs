@@ -1,0 +1,204 @@
+//! The swarm as volunteers see it: bundles, leases, peers, and what is released when.
+
+use freshet_api::bundle::{Bundle, BundleId};
+use freshet_api::heartbeat::HeartbeatReply;
+use freshet_api::swarm::{BundleList, Runs, SwarmPoll, SwarmReply};
+use freshet_api::{ContentHash, SyncKey, SyncToken};
+use reqwest::{Method, StatusCode};
+
+use crate::stage::{BIG, INDEX, SMALL, Stage, Volunteer, content, put, within};
+
+/// A poll of somebody who has nothing and says so.
+pub(crate) fn first_poll(bundle: BundleId, leases: u32) -> SwarmPoll {
+    SwarmPoll {
+        bundle,
+        whole: true,
+        have: Runs::default(),
+        unwanted: Runs::default(),
+        leases,
+        spare: None,
+        complaints: Vec::new(),
+        leaving: false,
+    }
+}
+
+pub(crate) async fn poll(volunteer: &Volunteer, poll: &SwarmPoll) -> SwarmReply {
+    volunteer.caller.ok(Method::POST, "swarm", poll).await
+}
+
+pub(crate) async fn bundles(volunteer: &Volunteer) -> Vec<(BundleId, Bundle)> {
+    let list: BundleList = volunteer.caller.ok(Method::GET, "bundles", &()).await;
+    let mut bundles = Vec::new();
+    for listed in list.bundles {
+        let answer = volunteer.caller.send(Method::GET, &format!("bundle/{}", listed.id), Vec::new()).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        bundles.push((listed.id, Bundle::decode(listed.id, &answer.bytes().await.unwrap()).unwrap()));
+    }
+    bundles
+}
+
+/// Fetches a piece from the origin as a volunteer does.
+async fn piece(stage: &Stage, reply: &HeartbeatReply, bundle: &Bundle, number: u32) -> Vec<u8> {
+    let place = bundle.place(&bundle.spans(), number).unwrap();
+    let url = format!("{}/blob/{}", reply.origin_sync_url, bundle.objects[place.object].content);
+    let range = format!("bytes={}-{}", place.range.start, place.range.end - 1);
+    let request = stage.customer().get(&url).bearer_auth(&reply.sync_token).header("range", range);
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT, "{url}");
+    answer.bytes().await.unwrap().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_has_every_content_of_the_release_and_every_piece_is_what_it_says() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let beat = south.beat().await;
+    let bundles = bundles(&south).await;
+    let mut contents: Vec<ContentHash> = Vec::new();
+    for (id, bundle) in &bundles {
+        let reply = poll(&south, &first_poll(*id, 256)).await;
+        assert!(!reply.closed && !reply.complete && !reply.want_whole && reply.peers.is_empty());
+        assert!((50..=10_000).contains(&reply.interval_ms));
+        let mut leased: Vec<u32> = reply.leases.iter().map(|lease| lease.piece).collect();
+        leased.sort_unstable();
+        assert!(leased.iter().copied().eq(0..bundle.len()), "alone, it is given everything");
+        for number in leased {
+            let bytes = piece(&stage, &beat, bundle, number).await;
+            assert_eq!(ContentHash::from(blake3::hash(&bytes)), bundle.pieces[number as usize]);
+        }
+        for object in &bundle.objects {
+            contents.extend(object.members.iter().map(|member| member.content));
+            contents.extend(object.members.is_empty().then_some(object.content));
+        }
+    }
+    contents.sort_unstable();
+    let mut expected: Vec<ContentHash> =
+        [(BIG, 300_000), (SMALL, 100), (INDEX, 90_000), ("pool/other.iso", 200_000)]
+            .map(|(path, size)| ContentHash::from(blake3::hash(&content(path, size))))
+            .to_vec();
+    expected.sort_unstable();
+    assert_eq!(contents, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_state_is_released_with_a_bundle_of_what_is_new_and_nothing_else() {
+    let mut stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let before = south.beat().await.manifest_sequence;
+    let old: Vec<BundleId> = bundles(&south).await.into_iter().map(|(id, _)| id).collect();
+    let new = content("new", 400_000);
+    put(stage.repo(), "pool/new.deb", &new);
+    put(stage.repo(), "pool/twin.iso", &content("pool/other.iso", 200_000));
+    let mut released = stage.control().swarm().release().subscribe();
+    within(released.wait_for(|&sequence| sequence > before)).await.unwrap();
+    stage
+        .eventually(|stage| async move {
+            stage.control().swarm().release().load().state.as_ref().unwrap().len() == 6
+        })
+        .await;
+    let fresh: Vec<(BundleId, Bundle)> =
+        bundles(&south).await.into_iter().filter(|(id, _)| !old.contains(id)).collect();
+    let bytes: u64 = fresh.iter().map(|(_, bundle)| bundle.bytes()).sum();
+    assert_eq!(bytes, 400_000, "the twin's content was there already");
+
+    // A restart neither makes anything again nor forgets anything.
+    let known = bundles(&south).await;
+    let sequence = south.beat().await.manifest_sequence;
+    stage.stop().await;
+    let files = listed(&stage);
+    stage.start().await;
+    south.find(stage.state());
+    assert_eq!(south.beat().await.manifest_sequence, sequence);
+    assert!(bundles(&south).await == known);
+    assert_eq!(listed(&stage), files, "no file was written anew");
+}
+
+/// Files of the swarm in control's state with their times.
+fn listed(stage: &Stage) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
+    let mut files: Vec<_> = ["bundles", "spool"]
+        .iter()
+        .flat_map(|directory| std::fs::read_dir(stage.state().join(directory)).unwrap())
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_bundle_is_made_again() {
+    let mut stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let known = bundles(&south).await;
+    for damage in ["bundles", "spool"] {
+        stage.stop().await;
+        for entry in std::fs::read_dir(stage.state().join(damage)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap() != "index.json" {
+                std::fs::write(path, b"torn").unwrap();
+            }
+        }
+        stage.start().await;
+        south.find(stage.state());
+        south.beat().await;
+        assert!(bundles(&south).await == known, "{damage}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_piece_is_named_to_who_lacks_it_with_a_token_for_its_port() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let mut north = stage.volunteer("north", "http://192.0.2.2:8080").await;
+    for (volunteer, url) in [(&mut south, "http://192.0.2.1:8081"), (&mut north, "http://192.0.2.2:8081")] {
+        volunteer.next.sync_url = Some(url.into());
+        volunteer.beat().await;
+    }
+    let (id, bundle) = bundles(&south).await.remove(0);
+    let given = poll(&south, &first_poll(id, 256)).await.leases;
+    assert!(!given.is_empty());
+    let reply = poll(&north, &first_poll(id, 256)).await;
+    assert!(reply.leases.iter().all(|lease| !given.iter().any(|other| other.piece == lease.piece)));
+    let [peer] = reply.peers.as_slice() else { panic!("{:?}", reply.peers) };
+    assert_eq!((peer.node, peer.url.as_str()), (south.node, "http://192.0.2.1:8081"));
+    let token = SyncToken::open(&peer.token, &SyncKey::of_volunteer(&south.ticket_key), 0).unwrap();
+    assert_eq!(token.node, north.node);
+    assert!(SyncToken::open(&peer.token, &SyncKey::of_volunteer(&north.ticket_key), 0).is_err());
+
+    // One that control forgot is asked for everything; one that is done lets the others be done too.
+    let all: Runs = (0..bundle.len()).collect();
+    for volunteer in [&south, &north] {
+        let done = SwarmPoll { have: all.clone(), ..first_poll(id, 0) };
+        poll(volunteer, &done).await;
+    }
+    stage
+        .eventually(|_| async {
+            let news = SwarmPoll { whole: false, ..first_poll(id, 0) };
+            poll(&south, &news).await.complete
+        })
+        .await;
+    let gone = SwarmPoll { leaving: true, ..first_poll(id, 0) };
+    poll(&north, &gone).await;
+    let news = SwarmPoll { whole: false, ..first_poll(id, 1) };
+    assert!(poll(&north, &news).await.want_whole);
+    let unknown = first_poll(BundleId(ContentHash([7; 32])), 5);
+    assert!(poll(&north, &unknown).await.closed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_is_told_anything_of_the_swarm() {
+    let stage = Stage::new().await;
+    let south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let (id, _) = bundles(&south).await.remove(0);
+    let operator = stage.operator();
+    for path in ["bundles".to_owned(), format!("bundle/{id}")] {
+        assert_eq!(operator.refused(Method::GET, &path, &()).await.0, StatusCode::UNAUTHORIZED);
+    }
+    let refused = operator.refused(Method::POST, "swarm", &first_poll(id, 1)).await;
+    assert_eq!(refused.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(south.caller.refused(Method::GET, "bundle/xyz", &()).await.0, StatusCode::BAD_REQUEST);
+    let other = format!("bundle/{}", "0".repeat(64));
+    assert_eq!(south.caller.refused(Method::GET, &other, &()).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(south.caller.refused(Method::POST, "swarm", &"rubbish").await.0, StatusCode::BAD_REQUEST);
+}
