@@ -191,6 +191,8 @@ mod tests {
         class: Vec<u8>,
         /// By sender, microseconds.
         late: Vec<u64>,
+        /// By sender; kept from run to run.
+        places: Vec<Place>,
         /// When, by whom, how much.
         sent: Vec<(Moment, usize, u64)>,
     }
@@ -198,7 +200,8 @@ mod tests {
     impl<'a> Greedy<'a> {
         fn new(pacer: &'a SharedPacer, class: Vec<u8>, late_us: u64) -> Self {
             let late = vec![late_us; class.len()];
-            Greedy { pacer, class, late, sent: Vec::new() }
+            let places = vec![Place::NOWHERE; class.len()];
+            Greedy { pacer, class, late, places, sent: Vec::new() }
         }
 
         /// Sends from `from` for `seconds`; bytes by sender.
@@ -206,15 +209,12 @@ mod tests {
             let until = from + Duration::from_secs_f64(seconds);
             let mut wakes: std::collections::BinaryHeap<_> =
                 (0..self.class.len()).map(|sender| std::cmp::Reverse((from, sender))).collect();
-            let mut places = vec![Place::NOWHERE; self.class.len()];
             let mut sum = vec![0; self.class.len()];
             while let Some(std::cmp::Reverse((now, sender))) = wakes.pop() {
                 if now >= until {
-                    // Whoever still waits at the end goes away.
-                    self.pacer.leave(self.class[sender], places[sender], 0, until);
                     continue;
                 }
-                let next = match self.pacer.take(self.class[sender], 1 << 20, &mut places[sender], now) {
+                let next = match self.pacer.take(self.class[sender], 1 << 20, &mut self.places[sender], now) {
                     Pace::Bytes(bytes) => {
                         sum[sender] += bytes;
                         self.sent.push((now, sender, bytes));
@@ -228,6 +228,13 @@ mod tests {
                 wakes.push(std::cmp::Reverse((next, sender)));
             }
             sum
+        }
+
+        /// Everybody who waits goes away.
+        fn leave(&mut self, at: Moment) {
+            for (place, class) in self.places.iter_mut().zip(&self.class) {
+                self.pacer.leave(*class, std::mem::take(place), 0, at);
+            }
         }
 
         /// No stretch of time has more than its rate and one burst.
@@ -351,7 +358,7 @@ mod tests {
         let pacer = SharedPacer::new(BytesPerSec(6_250_000), Shares::NONE);
         let mut senders = Greedy::new(&pacer, vec![DELIVERY; 8], 1000);
         let mut now = Moment::from_secs_f64(50.0);
-        for mbit in [50u64, 10, 200, 20, 100] {
+        for mbit in [50u64, 10, 1000, 5, 100, 10, 200, 1] {
             pacer.set(Some(BytesPerSec(mbit * 125_000)), Shares::NONE, now);
             senders.run(now, 0.1);
             let sent = senders.run(now + Duration::from_millis(100), 0.2);
@@ -367,7 +374,9 @@ mod tests {
         let start = Moment::from_secs_f64(10.0);
         for late_us in [100, 1000] {
             let pacer = SharedPacer::new(BytesPerSec(rate), Shares::between(0.7));
-            let sent = Greedy::new(&pacer, vec![SYNC; 4], late_us).run(start, 10.0);
+            let mut alone = Greedy::new(&pacer, vec![SYNC; 4], late_us);
+            let sent = alone.run(start, 10.0);
+            alone.leave(start + Duration::from_secs(10));
             assert!(error(&sent, rate, 10.0).abs() < 0.005, "alone: {sent:?}");
             let mut senders = Greedy::new(&pacer, vec![DELIVERY, SYNC, SYNC, SYNC, SYNC], late_us);
             let sent = senders.run(start + Duration::from_secs(10), 10.0);

@@ -100,6 +100,13 @@ impl Lane {
         had
     }
 
+    /// Shortens a place to its first `bytes`; how many nanobytes of the rest had been served.
+    pub(super) fn shorten(&mut self, place: &mut Place, bytes: u32) -> u128 {
+        let rest = Place { end: place.end, bytes: place.bytes - bytes };
+        *place = Place { end: place.end - u64::from(rest.bytes), bytes };
+        self.leave(rest)
+    }
+
     /// Lets time pass: a share of `fresh` nanobytes of the total is owed, and the ceiling lets more through.
     pub(super) fn pass(&mut self, nanos: u64, fresh: u128, burst: u128) {
         let share = u128::from(self.share);
@@ -160,6 +167,18 @@ mod tests {
         let next = lane.join(100);
         lane.serve(100 * NANO);
         assert!(lane.is_served(next));
+    }
+
+    #[test]
+    fn a_shortened_place_keeps_its_beginning() {
+        let (mut lane, mut places) = line_of(3);
+        assert_eq!(lane.shorten(&mut places[1], 30), 0);
+        assert_eq!(lane.waiting(), 230 * NANO);
+        lane.serve(150 * NANO);
+        assert!(lane.is_served(places[1]) && !lane.is_served(places[2]));
+        assert_eq!(lane.shorten(&mut places[2], 10), 10 * NANO);
+        assert!(lane.is_served(places[2]));
+        assert_eq!(lane.waiting(), 0);
     }
 
     #[test]

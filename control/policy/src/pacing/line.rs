@@ -73,6 +73,13 @@ impl Line {
             // A chunk is far below 4 GiB.
             *place = self.lanes[class].join(u32::try_from(chunk).unwrap_or(u32::MAX));
             self.share_out();
+        } else {
+            // What was little at an earlier rate may be more than a burst of the present one.
+            let most = u32::try_from(2 * chunk(rate, 0)).unwrap_or(u32::MAX);
+            if place.bytes > most {
+                let had = self.lanes[class].shorten(place, most);
+                self.give_back(had);
+            }
         }
         if !self.lanes[class].is_served(*place) {
             return Pace::Wait(self.wait(class, *place));
