@@ -148,6 +148,9 @@ impl DeliveryTarget {
 }
 
 fn standing(node: &Node, session: Option<&Session>) -> (Standing, NodeState, Option<String>) {
+    if let Some(ban) = &node.ban {
+        return (Standing::Untrusted, NodeState::Banned, Some(ban.to_string()));
+    }
     let Some(session) = session else {
         return (Standing::Dead, NodeState::Lost, Some("no heartbeat since control's start".into()));
     };

@@ -24,7 +24,7 @@ use crate::private_file;
 use crate::registry::{RedbRegistry, Registry};
 use crate::routing::Routing;
 use crate::settings::Settings;
-use crate::swarm::{Swarm, SwarmOptions, SwarmRooms};
+use crate::swarm::{Swarm, SwarmOptions, SwarmRooms, SyncPacer};
 use crate::sync_site::{SyncCounters, SyncSite};
 use crate::tracker::{MemoryTracker, Tracker};
 
@@ -149,6 +149,7 @@ impl Control {
             heartbeat: settings.heartbeat,
             join_lifetime: settings.join_lifetime,
         });
+        let ban_routing = Arc::clone(&routing);
         let (stop, mut stopping) = watch::channel(false);
         let stopped = async move {
             // An error means that the sender is gone, which is a stop as well.
@@ -160,7 +161,7 @@ impl Control {
             engine,
             api: tokio::spawn(api_server.run(api.router(), stopped, API_GRACE)),
             routing: tokio::spawn(async move { routing.keep_current().await }),
-            bundling: tokio::spawn(Arc::clone(&swarm).run()),
+            bundling: tokio::spawn(Arc::clone(&swarm).run(move |_| ban_routing.rebuild())),
             swarm,
             stop,
             grace: settings.grace,
@@ -259,7 +260,9 @@ fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite
             connections_per_address_max: settings.connections_max,
             ..Limits::default()
         },
-        pacer: None,
+        pacer: settings
+            .sync_rate
+            .map(|rate| Arc::new(SyncPacer::new(rate)) as Arc<dyn freshet_engine::Pacer>),
         observer: Some(Arc::new(observer)),
     };
     server.start().context("cannot start the front door and the sync port")

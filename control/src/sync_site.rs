@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use freshet_api::admin::SyncPortView;
+use freshet_api::admin::{NodeState, SyncPortView};
 use freshet_api::sync_token::SyncTokenError;
-use freshet_api::{ContentHash, SyncKey, SyncToken};
+use freshet_api::{ContentHash, NodeId, SyncKey, SyncToken};
 use freshet_engine::{Answer, FileAnswer, Refusal, Request, Root, Site, Unavailable};
 use http::{HeaderValue, StatusCode, header};
 
@@ -45,12 +45,21 @@ impl SyncSite {
         &self.counters
     }
 
+    fn state(&self, node: NodeId) -> Option<NodeState> {
+        self.routing.load().route(node).map(|route| route.state)
+    }
+
     fn authorised(&self, request: &Request<'_>) -> Result<(), Refusal> {
         let text = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = text.and_then(crate::bearer::token).ok_or(SyncTokenError::Malformed);
         let outcome = token.and_then(|token| SyncToken::open(token, &self.key, epoch_secs(request.now)));
         let words = match outcome {
-            Ok(token) if self.routing.load().route(token.node).is_some() => return Ok(()),
+            Ok(token) if matches!(self.state(token.node), Some(state) if state != NodeState::Banned) => {
+                return Ok(());
+            }
+            Ok(token) if self.state(token.node).is_some() => {
+                format!("volunteer {} is banned; ask the operator why (`ctl node show`)\n", token.node)
+            }
             Ok(token) => format!("volunteer {} is not enrolled here any more\n", token.node),
             Err(error) => format!("{error}\n"),
         };

@@ -95,6 +95,8 @@ pub enum NodeState {
     Draining,
     /// No heartbeat for too long.
     Lost,
+    /// Caught with wrong bytes: no customers, no peers, until an operator pardons it.
+    Banned,
 }
 
 /// Bytes of one volunteer since it was enrolled, over all its restarts; on disk before they are acknowledged.

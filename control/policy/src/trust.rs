@@ -4,6 +4,7 @@
 //! A beta reputation (Jøsang and Ismail, 2002): good and bad evidence, both fading, over a prior that
 //! a newcomer starts from. Wrong bytes are no matter of degree: one proven case is a ban.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use freshet_api::{ContentHash, FileId, NodeId};
@@ -33,8 +34,8 @@ pub enum Sighting {
 /// What proves that bytes were wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// Which version of which path.
-    pub file: FileId,
+    /// Of what.
+    pub of: Subject,
     /// Where the range began.
     pub offset: u64,
     /// How long it was.
@@ -43,6 +44,16 @@ pub struct Evidence {
     pub expected: ContentHash,
     /// What came.
     pub received: ContentHash,
+}
+
+/// What bytes were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// A version of a path, as customers ask for it.
+    File(FileId),
+    /// An object of the swarm, as peers ask for it.
+    Object(ContentHash),
 }
 
 /// One volunteer's reputation.
@@ -115,6 +126,49 @@ impl Reputation {
     }
 }
 
+/// What complaints about wrong bytes turned out to be worth, by who complained about whom.
+///
+/// Nobody is harmed by a complaint: it only makes the origin look for itself. Who complains about honest
+/// volunteers costs those looks, and after a few is not heard any more.
+#[derive(Clone, Debug, Default)]
+pub struct Complaints {
+    of: BTreeMap<NodeId, Complainant>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Complainant {
+    refuted: BTreeMap<NodeId, (u32, Moment)>,
+}
+
+impl Complaints {
+    /// Whether a complaint of `by` about `accused` is looked into.
+    pub fn are_heard(&mut self, by: NodeId, accused: NodeId, now: Moment) -> bool {
+        let Some(complainant) = self.of.get_mut(&by) else { return true };
+        complainant.refuted.retain(|_, (_, at)| now.since(*at) < REFUTED_FOR);
+        let about_it = complainant.refuted.get(&accused).map_or(0, |(count, _)| *count);
+        // One liar may be lucky when it is asked again, four at a time are not.
+        let slandered = complainant.refuted.len();
+        if slandered == 0 {
+            self.of.remove(&by);
+        }
+        about_it < REFUTED_EACH_MAX && slandered < SLANDERED_MAX
+    }
+
+    /// The origin asked `accused` itself and got the right bytes.
+    pub fn refuted(&mut self, by: NodeId, accused: NodeId, now: Moment) {
+        let refuted = self.of.entry(by).or_default().refuted.entry(accused).or_default();
+        *refuted = (refuted.0.saturating_add(1), now);
+    }
+
+    /// The complaint was right: what was held against anybody who complained about `accused` is forgotten.
+    pub fn proven(&mut self, accused: NodeId) {
+        self.of.values_mut().for_each(|complainant| {
+            complainant.refuted.remove(&accused);
+        });
+        self.of.retain(|_, complainant| !complainant.refuted.is_empty());
+    }
+}
+
 /// Draws which volunteer to audit next, in proportion to its urge; none when all are zero.
 pub fn next_audit(urges: &[(NodeId, f64)], seed: u64) -> Option<NodeId> {
     let sum: f64 = urges.iter().map(|(_, urge)| urge.max(0.0)).sum();
@@ -143,6 +197,12 @@ fn fade(passed: Duration) -> f64 {
     (-passed.as_secs_f64() / FADE.as_secs_f64()).exp()
 }
 
+/// Refuted complaints of one volunteer about another after which that other is left in peace by it.
+const REFUTED_EACH_MAX: u32 = 5;
+/// Volunteers about whom one may complain in vain before it is not heard any more.
+const SLANDERED_MAX: usize = 4;
+/// How long that is remembered.
+const REFUTED_FOR: Duration = Duration::from_secs(3600);
 /// The score of a volunteer of whom nothing is known.
 pub const NEWCOMER: f64 = 0.7;
 /// Below this score a volunteer gets no customers.
@@ -172,7 +232,7 @@ mod tests {
 
     fn proof() -> Evidence {
         let hash = |byte| ContentHash([byte; 32]);
-        Evidence { file: FileId(3), offset: 0, length: 10, expected: hash(1), received: hash(2) }
+        Evidence { of: Subject::File(FileId(3)), offset: 0, length: 10, expected: hash(1), received: hash(2) }
     }
 
     #[test]
@@ -209,6 +269,26 @@ mod tests {
         assert!(!node.is_trusted(at(0.0)));
         assert_eq!(node.ban(), None);
         assert!(node.is_trusted(at(90.0)));
+    }
+
+    #[test]
+    fn a_slanderer_is_not_heard_for_an_hour_and_who_was_right_is_cleared() {
+        let mut complaints = Complaints::default();
+        let [by, other] = [NodeId(1), NodeId(2)];
+        for n in 0..SLANDERED_MAX as u32 {
+            assert!(complaints.are_heard(by, NodeId(10 + n), Moment::ZERO));
+            complaints.refuted(by, NodeId(10 + n), Moment::ZERO);
+        }
+        assert!(!complaints.are_heard(by, NodeId(99), at(0.01)));
+        assert!(complaints.are_heard(other, NodeId(99), at(0.01)));
+        complaints.proven(NodeId(10));
+        assert!(complaints.are_heard(by, NodeId(99), at(0.01)));
+        for _ in 0..REFUTED_EACH_MAX {
+            complaints.refuted(other, NodeId(10), at(0.01));
+        }
+        assert!(!complaints.are_heard(other, NodeId(10), at(0.01)));
+        assert!(complaints.are_heard(other, NodeId(11), at(0.01)));
+        assert!(complaints.are_heard(other, NodeId(10), at(1.0)));
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub(super) async fn remove(
     let view = api.node_view(&node);
     api.parts.registry.remove(node.id).await?;
     api.parts.tracker.forget(node.id);
+    api.parts.swarm.expel(node.id);
     api.parts.reservations.clear(node.id);
     api.parts.routing.rebuild();
     tracing::info!(node = %node.id, name = %node.name, "removed");
@@ -100,6 +101,17 @@ pub(super) async fn resume(
     node: Result<Path<String>, PathRejection>,
 ) -> Result<Json<NodeView>, Problem> {
     set_draining(&api, node, false).await
+}
+
+pub(super) async fn pardon(
+    State(api): State<Arc<Api>>,
+    node: Result<Path<String>, PathRejection>,
+) -> Result<Json<NodeView>, Problem> {
+    let id = known(&api, node)?.id;
+    let node = api.parts.registry.pardon(id).await?;
+    api.parts.routing.rebuild();
+    tracing::info!(node = %node.id, name = %node.name, "pardoned");
+    Ok(Json(api.node_view(&node)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,8 +165,14 @@ pub(super) async fn explain(
 }
 
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Json<StatusView> {
-    let states =
-        [NodeState::Active, NodeState::Closed, NodeState::Draining, NodeState::Lost, NodeState::Invited];
+    let states = [
+        NodeState::Active,
+        NodeState::Closed,
+        NodeState::Draining,
+        NodeState::Lost,
+        NodeState::Invited,
+        NodeState::Banned,
+    ];
     let nodes = api.parts.registry.nodes();
     let found: Vec<NodeState> = nodes.iter().map(|node| api.node_state(node).0).collect();
     let count = |state| found.iter().filter(|found| **found == state).count() as u64;

@@ -114,6 +114,7 @@ impl Api {
             .route("/v1/admin/nodes/{node}", get(admin::node).delete(admin::remove))
             .route("/v1/admin/nodes/{node}/drain", post(admin::drain))
             .route("/v1/admin/nodes/{node}/resume", post(admin::resume))
+            .route("/v1/admin/nodes/{node}/pardon", post(admin::pardon))
             .route("/v1/admin/where", get(admin::holders))
             .route("/v1/admin/explain", get(admin::explain))
             .route("/v1/admin/status", get(admin::status))

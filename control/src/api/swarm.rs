@@ -14,12 +14,13 @@ use http::{HeaderMap, StatusCode, header};
 use super::Api;
 use super::problem::{Problem, parse};
 use super::volunteer::authenticate;
+use crate::registry::Node;
 
 pub(super) async fn bundles(
     State(api): State<Arc<Api>>,
     headers: HeaderMap,
 ) -> Result<Json<BundleList>, Problem> {
-    authenticate(&api, &headers)?;
+    member(&api, &headers)?;
     Ok(Json(api.parts.swarm.bundles()))
 }
 
@@ -28,7 +29,7 @@ pub(super) async fn bundle(
     headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
-    authenticate(&api, &headers)?;
+    member(&api, &headers)?;
     let Path(text) = id?;
     let id: BundleId = text.parse().map_err(|_| {
         Problem::new(
@@ -54,7 +55,21 @@ pub(super) async fn poll(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<SwarmReply>, Problem> {
-    let node = authenticate(&api, &headers)?;
+    let node = member(&api, &headers)?;
     let poll: SwarmPoll = parse(body)?;
     Ok(Json(api.parts.swarm.poll(node.id, poll)))
+}
+
+/// Whose credential the request brings; a banned one takes no part.
+fn member(api: &Api, headers: &HeaderMap) -> Result<Arc<Node>, Problem> {
+    let node = authenticate(api, headers)?;
+    match &node.ban {
+        None => Ok(node),
+        Some(ban) => Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            format!(
+                "this volunteer is {ban}; check its disk and memory, then ask the operator for `ctl node pardon`"
+            ),
+        )),
+    }
 }

@@ -67,7 +67,7 @@ impl FileEntry {
             path: self.path.clone(),
             size: self.size,
             mtime: self.mtime,
-            checksums: self.checksums,
+            content: self.checksums.blake3,
             last: self.last,
         }
     }

@@ -17,7 +17,7 @@ use freshet_api::traffic::InterfaceCounters;
 use freshet_api::{NodeId, SyncKey, TicketKey};
 
 pub use ledger::InterfaceReading;
-pub use node::{Invitation, Membership, Node, NodeName, NodeNameError, Nodes};
+pub use node::{Ban, Invitation, Membership, Node, NodeName, NodeNameError, Nodes};
 pub use redb_registry::{OpenError, RedbRegistry};
 
 /// The lasting memory of volunteers.
@@ -42,6 +42,12 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Takes a volunteer out of service, or back in.
     fn set_draining(&self, node: NodeId, draining: bool) -> Pending<Arc<Node>>;
+
+    /// Bans a volunteer; one that is banned already stays so for the first reason.
+    fn ban(&self, node: NodeId, ban: Ban) -> Pending<Arc<Node>>;
+
+    /// Lifts a ban.
+    fn pardon(&self, node: NodeId) -> Pending<Arc<Node>>;
 
     /// Forgets a volunteer; its number is never given again.
     fn remove(&self, node: NodeId) -> Pending<Arc<Node>>;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use freshet_api::enrol::Secret;
 use freshet_api::{NodeId, TicketKey};
+use freshet_policy::trust::{Evidence, Subject};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
@@ -25,6 +26,34 @@ pub struct Node {
     pub membership: Option<Membership>,
     /// Whether an operator has taken it out of service.
     pub draining: bool,
+    /// Why it may take no part, if it was caught; kept in a table of its own.
+    #[serde(skip)]
+    pub ban: Option<Arc<Ban>>,
+}
+
+/// A volunteer was caught with wrong bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ban {
+    /// Seconds since the epoch.
+    pub since: u64,
+    /// What control itself was sent.
+    pub evidence: Evidence,
+}
+
+impl fmt::Display for Ban {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = i64::try_from(self.since).ok().and_then(|since| jiff::Timestamp::from_second(since).ok());
+        let Evidence { of, offset, length, expected, received } = &self.evidence;
+        let of = match of {
+            Subject::File(file) => format!("file {file}"),
+            Subject::Object(content) => format!("blob {content}"),
+        };
+        write!(
+            f,
+            "banned{}: {length} bytes from {offset} of {of} were sent as {received}, expected {expected} (BLAKE3)",
+            since.map_or_else(String::new, |since| format!(" since {since}"))
+        )
+    }
 }
 
 /// A join string, as far as control remembers it.
@@ -214,6 +243,7 @@ mod tests {
                 joined: 1,
             }),
             draining: false,
+            ban: None,
         };
         let mut nodes = Nodes::default();
         nodes.put(Arc::new(node.clone()));

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ledger::{InterfaceReading, Ledger};
-use super::node::{Invitation, Membership, Node, NodeName, Nodes};
+use super::node::{Ban, Invitation, Membership, Node, NodeName, Nodes};
 use super::{Joining, NODES_MAX, Pending, Registry, RegistryError};
 
 /// The embedded registry.
@@ -99,6 +99,14 @@ impl Registry for RedbRegistry {
         self.ask_node(NodeChange::Drain { node, draining })
     }
 
+    fn ban(&self, node: NodeId, ban: Ban) -> Pending<Arc<Node>> {
+        self.ask_node(NodeChange::Ban { node, ban: Some(ban) })
+    }
+
+    fn pardon(&self, node: NodeId) -> Pending<Arc<Node>> {
+        self.ask_node(NodeChange::Ban { node, ban: None })
+    }
+
     fn remove(&self, node: NodeId) -> Pending<Arc<Node>> {
         self.ask_node(NodeChange::Remove(node))
     }
@@ -153,6 +161,7 @@ enum NodeChange {
     Invite { name: NodeName, invitation: Invitation },
     Join(Joining),
     Drain { node: NodeId, draining: bool },
+    Ban { node: NodeId, ban: Option<Ban> },
     Remove(NodeId),
 }
 
@@ -189,6 +198,13 @@ impl State {
                 }
                 Node { draining, ..Node::clone(known) }
             }
+            NodeChange::Ban { node, ban } => {
+                let known = self.nodes.by_id(node).ok_or(RegistryError::UnknownNode { node })?;
+                if known.ban.is_some() == ban.is_some() {
+                    return Ok(Arc::clone(known));
+                }
+                Node { ban: ban.map(Arc::new), ..Node::clone(known) }
+            }
             NodeChange::Remove(id) => {
                 if self.nodes.by_id(id).is_none() {
                     return Err(RegistryError::UnknownNode { node: id });
@@ -218,7 +234,15 @@ impl State {
         }
         let id = NodeId(self.next);
         self.next = self.next.checked_add(1).ok_or(RegistryError::Full { max: u32::MAX as usize })?;
-        Ok(Node { id, name, added: invitation.made, invitation, membership: None, draining: false })
+        Ok(Node {
+            id,
+            name,
+            added: invitation.made,
+            invitation,
+            membership: None,
+            draining: false,
+            ban: None,
+        })
     }
 
     fn record(
@@ -340,6 +364,13 @@ fn write_dirty(write: &WriteTransaction, state: &State, dirty: &Dirty) -> Result
                 None => nodes.remove(id.0)?,
             };
         }
+        let mut bans = write.open_table(BANS)?;
+        for id in &dirty.nodes {
+            match state.nodes.by_id(*id).and_then(|node| node.ban.as_deref()) {
+                Some(ban) => bans.insert(id.0, encode(ban)?.as_slice())?,
+                None => bans.remove(id.0)?,
+            };
+        }
         write.open_table(FACTS)?.insert(NEXT_NODE, encode(&state.next)?.as_slice())?;
     }
     if !dirty.ledgers.is_empty() {
@@ -360,6 +391,7 @@ fn load(database: &Database) -> Result<(SyncKey, State), redb::Error> {
     {
         write.open_table(NODES)?;
         write.open_table(LEDGERS)?;
+        write.open_table(BANS)?;
         let mut facts = write.open_table(FACTS)?;
         if facts.get(SYNC_KEY)?.is_none() {
             let mut key = [0; 32];
@@ -377,8 +409,11 @@ fn load(database: &Database) -> Result<(SyncKey, State), redb::Error> {
     let sync_key = decode(&fact(SYNC_KEY)?.unwrap_or_default())?;
     let next = fact(NEXT_NODE)?.map_or(Ok(FIRST_NODE), |bytes| decode(&bytes))?;
     let mut nodes = Nodes::default();
+    let bans = read.open_table(BANS)?;
     for row in read.open_table(NODES)?.iter()? {
-        nodes.put(Arc::new(decode(row?.1.value())?));
+        let node: Node = decode(row?.1.value())?;
+        let ban = bans.get(node.id.0)?.map(|ban| decode(ban.value())).transpose()?;
+        nodes.put(Arc::new(Node { ban: ban.map(Arc::new), ..node }));
     }
     let mut ledgers = BTreeMap::new();
     for row in read.open_table(LEDGERS)?.iter()? {
@@ -400,6 +435,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
 
 const NODES: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("nodes 1");
 const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers 1");
+const BANS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("bans 1");
 const FACTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("facts 1");
 const NEXT_NODE: &str = "next node";
 const SYNC_KEY: &str = "sync key";
@@ -432,6 +468,19 @@ mod tests {
         }
     }
 
+    fn ban(byte: u8) -> Ban {
+        let hash = |byte| freshet_api::ContentHash([byte; 32]);
+        let of = freshet_policy::trust::Subject::Object(hash(byte));
+        let evidence = freshet_policy::trust::Evidence {
+            of,
+            offset: 0,
+            length: 1,
+            expected: hash(3),
+            received: hash(4),
+        };
+        Ban { since: 100, evidence }
+    }
+
     fn reading(delivered: u64) -> Vec<InterfaceReading> {
         vec![InterfaceReading { name: "eth0".into(), delivered, synced_in: 7, synced_out: 0 }]
     }
@@ -445,6 +494,9 @@ mod tests {
         let joined = first.join(joining(1, 9)).await.unwrap();
         first.record(node.id, 5, reading(1000)).await.unwrap();
         first.set_draining(node.id, true).await.unwrap();
+        let caught = ban(1);
+        first.ban(node.id, caught.clone()).await.unwrap();
+        first.ban(node.id, ban(2)).await.unwrap();
         let key = first.sync_key();
         drop(first);
 
@@ -452,6 +504,8 @@ mod tests {
         let node = Arc::clone(second.nodes().by_name_or_id("south").unwrap());
         assert_eq!(node.membership, joined.membership);
         assert!(node.draining && second.sync_key() == key);
+        assert_eq!(node.ban.as_deref(), Some(&caught), "the first proof stays");
+        assert_eq!(second.pardon(node.id).await.unwrap().ban, None);
         second.record(node.id, 5, reading(1000)).await.unwrap();
         assert_eq!(second.ledger(node.id).delivered_bytes, 1000, "a repeated heartbeat doubles nothing");
         second.record(node.id, 6, reading(30)).await.unwrap();

@@ -5,8 +5,10 @@ mod books;
 mod bundler;
 mod content;
 mod plan;
+mod recheck;
 mod release;
 mod shelf;
+mod uplink;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::books::Books;
 use self::bundler::Bundler;
+use self::recheck::Recheck;
 use crate::catalog::Catalog;
 use crate::clock::{Clock, epoch_secs};
 use crate::registry::Registry;
@@ -30,12 +33,14 @@ use crate::tracker::Tracker;
 
 pub use self::release::{Release, Released};
 pub use self::shelf::{Kept, Shelf, Shown};
+pub use self::uplink::SyncPacer;
 
 /// The swarm as the other rooms of control see it.
 pub struct Swarm {
     shelf: Arc<Shelf>,
     release: Arc<Release>,
     books: Books,
+    recheck: Arc<Recheck>,
     bundler: Arc<Bundler>,
     catalog: Arc<Catalog>,
     sync_counters: Arc<SyncCounters>,
@@ -93,7 +98,9 @@ impl Swarm {
             stopping: AtomicBool::new(false),
         });
         bundler.resume();
+        let recheck = Recheck::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.tracker), rooms.clock)?;
         Ok(Arc::new(Self {
+            recheck: Arc::new(recheck),
             books: Books::new(
                 rooms.registry,
                 rooms.tracker,
@@ -113,9 +120,21 @@ impl Swarm {
     }
 
     /// Makes bundles of every new state and keeps the books, until [`Swarm::stop`].
-    pub async fn run(self: Arc<Self>) {
-        let (bundling, keeping) = (Arc::clone(&self), Arc::clone(&self));
-        tokio::join!(bundling.bundle_states(), keeping.keep_books());
+    /// `banned` is called for everybody who is caught with wrong bytes.
+    pub async fn run(self: Arc<Self>, banned: impl Fn(NodeId) + Clone + Send + Sync + 'static) {
+        let (bundling, keeping, looking) = (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
+        let expelled = move |node| {
+            self.books.expel(node);
+            banned(node);
+        };
+        let looking = async move {
+            let mut stop = looking.stop.subscribe();
+            tokio::select! {
+                () = Arc::clone(&looking.recheck).run(expelled) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        };
+        tokio::join!(bundling.bundle_states(), keeping.keep_books(), looking);
     }
 
     /// Ends [`Swarm::run`] soon; a bundle that is being made is given up.
@@ -166,7 +185,11 @@ impl Swarm {
         let kept = self.shelf.load().bundles.iter().find(|kept| kept.id == poll.bundle).cloned();
         let Some(kept) = kept else { return Books::closed() };
         let now_secs = epoch_secs(std::time::SystemTime::now());
-        self.books.poll(node, &kept, poll, self.clock.now(), now_secs).reply
+        let polled = self.books.poll(node, &kept, poll, self.clock.now(), now_secs);
+        for complaint in polled.complaints {
+            self.recheck.complain(node, complaint.peer, &kept, complaint.piece);
+        }
+        polled.reply
     }
 
     /// `node` was removed or banned: nobody asks it any more, and what it had counts no more.

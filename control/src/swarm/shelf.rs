@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,6 +49,14 @@ pub struct Kept {
     pub sequence: u64,
     /// Its objects and pieces.
     pub bundle: Arc<Bundle>,
+    /// The numbers of each object's pieces.
+    pub spans: Vec<Range<u32>>,
+}
+
+impl Kept {
+    fn new(id: BundleId, sequence: u64, bundle: Bundle) -> Self {
+        Self { id, sequence, spans: bundle.spans(), bundle: Arc::new(bundle) }
+    }
 }
 
 /// What lasts.
@@ -196,7 +205,7 @@ impl Shelf {
         *index = next;
         let before = self.shown.load_full();
         let mut bundles = before.bundles.clone();
-        bundles.push(Arc::new(Kept { id: made.id, sequence, bundle: Arc::new(made.bundle) }));
+        bundles.push(Arc::new(Kept::new(made.id, sequence, made.bundle)));
         let mut spooled = before.spooled.clone();
         spooled.extend(made.spooled);
         self.shown.store(Arc::new(Shown { bundles, spooled }));
@@ -323,7 +332,7 @@ fn load(bundles: &Path, spool: &Path, row: &Row) -> Result<Kept, (String, Option
             ));
         }
     }
-    Ok(Kept { id: row.id, sequence: row.sequence, bundle: Arc::new(bundle) })
+    Ok(Kept::new(row.id, row.sequence, bundle))
 }
 
 fn read_index(bundles: &Path) -> Index {

@@ -6,6 +6,7 @@
 mod downloads;
 mod enrolment;
 mod lasting;
+mod liars;
 mod operators;
 mod program;
 mod stage;

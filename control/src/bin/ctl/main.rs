@@ -84,6 +84,11 @@ enum NodeVerb {
         /// Its name or number.
         node: String,
     },
+    /// Lifts its ban for wrong bytes; `show` tells what it was caught with.
+    Pardon {
+        /// Its name or number.
+        node: String,
+    },
     /// Forgets it: its credential is worth nothing from now on. Its ledger stays on record.
     Remove {
         /// Its name or number.
@@ -138,6 +143,10 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Verb::Node(NodeVerb::Resume { node }) => {
             let node: NodeView = client.post(&format!("{}/resume", node_path(node)?), &()).await?;
+            print(json, &node, |out| show::nodes(out, std::slice::from_ref(&node)))
+        }
+        Verb::Node(NodeVerb::Pardon { node }) => {
+            let node: NodeView = client.post(&format!("{}/pardon", node_path(node)?), &()).await?;
             print(json, &node, |out| show::nodes(out, std::slice::from_ref(&node)))
         }
         Verb::Node(NodeVerb::Remove { node, yes }) => {

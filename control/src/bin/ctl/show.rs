@@ -245,6 +245,7 @@ fn state(state: NodeState) -> &'static str {
         NodeState::Closed => "closed",
         NodeState::Draining => "draining",
         NodeState::Lost => "lost",
+        NodeState::Banned => "banned",
     }
 }
 
