@@ -33,6 +33,9 @@ enum Verb {
     /// Run as a volunteer: keep the mirror current and serve the customers whom the front door sends
     #[command(after_help = EXIT_STATUS_HELP)]
     Run(RunOptions),
+    /// Remove what a volunteer that was killed left in the kernel: counters, their attachments, its queues
+    #[command(after_help = EXIT_STATUS_HELP)]
+    Cleanup(CleanupOptions),
 }
 
 /// `dataplane serve`.
@@ -179,12 +182,21 @@ pub struct RunOptions {
     pub limits: LimitOptions,
 }
 
+/// `dataplane cleanup`.
+#[derive(Clone, Debug, Args)]
+pub struct CleanupOptions {
+    /// Only what belongs to the volunteer with this state directory; without it all that is found on this host
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
 /// Reads the process's command line and does what it says.
 pub fn main() -> ExitCode {
     let outcome = match CommandLine::parse().verb {
         Verb::Serve(options) => crate::serve::serve(&options),
         Verb::Join(options) => crate::join::join(&options),
         Verb::Run(options) => crate::run::run(&options),
+        Verb::Cleanup(options) => crate::cleanup::cleanup(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use freshet_ebpf::{Class, Classes, MeteredSocket, PortClaim, SocketMeter};
+use freshet_ebpf::{Class, Classes, Outgoing, SocketMeter};
 use freshet_engine::{Observer, ResponseRecord};
 use socket2::SockRef;
 
@@ -110,14 +110,7 @@ impl Observer for DeliveryWatch {
 pub struct ClientWatch {
     classes: Classes,
     /// As many as there are connections: the dialers bound them.
-    open: Mutex<HashMap<u64, Counted>>,
-}
-
-/// Dropping it takes the final figures.
-#[derive(Debug)]
-struct Counted {
-    _port: Option<PortClaim>,
-    _metered: Option<MeteredSocket>,
+    open: Mutex<HashMap<u64, Outgoing>>,
 }
 
 impl ClientWatch {
@@ -128,21 +121,29 @@ impl ClientWatch {
 }
 
 impl SocketObserver for ClientWatch {
-    fn opened(&self, key: u64, class: u8, fd: BorrowedFd<'_>, local: SocketAddr, _peer: SocketAddr) {
+    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) {
         let class = Class::from_index(class).unwrap_or(Class::Other);
-        let told = |error: &dyn std::fmt::Display| {
-            tracing::warn!(%error, %class, "a connection is counted as the owner's own");
-        };
-        let port = self.classes.port(local.port(), class).inspect_err(|error| told(error)).ok();
-        let metered = self.classes.meter().connected(class, fd).inspect_err(|error| told(error)).ok();
-        let counted = Counted { _port: port, _metered: metered };
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(key, counted);
+        match self.classes.outgoing(fd, class, peer) {
+            Ok(outgoing) => {
+                self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(key, outgoing);
+            }
+            Err(error) => tracing::warn!(%error, %class, "a connection is counted as the owner's own"),
+        }
+    }
+
+    fn opened(&self, key: u64, class: u8, fd: BorrowedFd<'_>, _local: SocketAddr, _peer: SocketAddr) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outgoing) = open.get_mut(&key)
+            && let Err(error) = outgoing.connected(fd)
+        {
+            tracing::warn!(%error, class, "a connection is counted as the owner's own");
+        }
     }
 
     fn closed(&self, key: u64, _class: u8, _fd: BorrowedFd<'_>) {
-        let counted = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        // Not under the lock, because it asks the kernel.
-        drop(counted);
+        let outgoing = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        // Not under the lock: it takes the final figures, and asks the kernel for them.
+        drop(outgoing);
     }
 }
 
@@ -156,17 +157,42 @@ mod tests {
 
     use super::*;
 
+    fn watch() -> ClientWatch {
+        let options = freshet_ebpf::Options { classifiers: false, ..Default::default() };
+        ClientWatch::new(freshet_ebpf::open(options).unwrap().classes)
+    }
+
     #[test]
     fn a_client_connection_is_held_from_opening_to_closing() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).unwrap();
-        let options = freshet_ebpf::Options { classifiers: false, ..Default::default() };
-        let watch = ClientWatch::new(freshet_ebpf::open(options).unwrap().classes);
+        let watch = watch();
+        watch.connecting(1, 2, stream.as_fd(), address);
         watch.opened(1, 2, stream.as_fd(), stream.local_addr().unwrap(), address);
         assert_eq!(watch.open.lock().unwrap().len(), 1);
         watch.closed(1, 2, stream.as_fd());
         watch.closed(1, 2, stream.as_fd());
         assert!(watch.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_does_not_come_about_is_forgotten() {
+        let watch = watch();
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        watch.connecting(1, 2, socket.as_fd(), "127.0.0.1:9".parse().unwrap());
+        assert_eq!(watch.open.lock().unwrap().len(), 1);
+        watch.closed(1, 2, socket.as_fd());
+        assert!(watch.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_new_connection_is_bounded_as_the_owner_says() {
+        let text = "[budget]\nconnection_rate = '8 Mbit/s'\n[budget.month]\nvolume = '1 TB'";
+        let bounds = ConnectionBounds::new(&toml::from_str(text).unwrap());
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        bounds.apply(socket.as_fd());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_BYTES_MAX);
+        assert!(!bounds.told.load(Ordering::Relaxed), "the kernel took both");
     }
 }

@@ -21,6 +21,12 @@ use super::{DialerOptions, LinkError};
 
 /// Is told of sockets, so that it can read their counters.
 pub trait SocketObserver: Send + Sync {
+    /// A socket is about to connect to `peer`: the last chance to bind or mark it. [`SocketObserver::closed`] follows
+    /// also when it does not connect.
+    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) {
+        let _ = (key, class, fd, peer);
+    }
+
     /// A connection stands; nothing of its payload was sent yet. `key` is unique in this process, and the
     /// descriptor may be duplicated but not kept.
     fn opened(&self, key: u64, class: u8, fd: BorrowedFd<'_>, local: SocketAddr, peer: SocketAddr);
@@ -81,8 +87,47 @@ async fn connect_to(address: SocketAddr, options: &DialerOptions) -> io::Result<
     {
         tracing::info!(%error, "sockets stay unmarked, counters go by ports: marking needs CAP_NET_RAW");
     }
+    let connecting = Connecting::new(&socket, address, options);
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
-    Metered::new(stream, options)
+    connecting.connected(stream)
+}
+
+/// A connection that is not yet one; its observer hears of the end also when nothing comes of it.
+struct Connecting<'a> {
+    key: u64,
+    options: &'a DialerOptions,
+    /// Of the socket that its observer was told of, until it is connected.
+    watched: Option<Socket>,
+}
+
+impl<'a> Connecting<'a> {
+    fn new(socket: &Socket, peer: SocketAddr, options: &'a DialerOptions) -> Self {
+        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
+        let watched = options.meter.as_ref().and_then(|observer| {
+            observer.connecting(key, options.class, socket.as_fd(), peer);
+            socket.try_clone().ok()
+        });
+        Self { key, options, watched }
+    }
+
+    fn connected(mut self, stream: TcpStream) -> io::Result<Metered> {
+        let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+        // From here on the stream's own end is told.
+        self.watched = None;
+        if let Some(observer) = &self.options.meter {
+            observer.opened(self.key, self.options.class, stream.as_fd(), local, peer);
+        }
+        let Self { key, options, .. } = &self;
+        Ok(Metered { stream, key: *key, class: options.class, observer: options.meter.clone() })
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        if let (Some(socket), Some(observer)) = (&self.watched, &self.options.meter) {
+            observer.closed(self.key, self.options.class, socket.as_fd());
+        }
+    }
 }
 
 fn timed_out(place: &Place, what: &'static str, options: &DialerOptions) -> LinkError {
@@ -95,17 +140,6 @@ pub(super) struct Metered {
     key: u64,
     class: u8,
     observer: Option<Arc<dyn SocketObserver>>,
-}
-
-impl Metered {
-    fn new(stream: TcpStream, options: &DialerOptions) -> io::Result<Self> {
-        let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
-        let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
-        if let Some(observer) = &options.meter {
-            observer.opened(key, options.class, stream.as_fd(), local, peer);
-        }
-        Ok(Self { stream, key, class: options.class, observer: options.meter.clone() })
-    }
 }
 
 impl Drop for Metered {
