@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod accounting;
 pub mod agent;
 pub mod budget;
+pub mod cleanup;
 pub mod cli;
 pub mod config;
 pub mod control;
