@@ -144,7 +144,7 @@ pub(crate) fn to_rejected(core: &Core, rejection: &Rejection) -> Prepared {
     let frame = Segment::Frame(writer.end(Some("close")).into());
     let body = Bytes::copy_from_slice(rejection.text.as_bytes());
     let outline = Outline { status: rejection.status, promised: body.len() as u64, close: Close::Linger };
-    Prepared { transfer: Transfer::new([frame, Segment::Memory(body)]), outline }
+    Prepared { transfer: Transfer::new([frame, Segment::Memory(body)]).before_the_end(true), outline }
 }
 
 /// Follows the site's answer to something that can be sent.
@@ -227,12 +227,9 @@ fn check(wanted: &FileAnswer, file: Rc<OpenFile>) -> Result<Rc<OpenFile>, Unavai
 }
 
 fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, client: &Client<'_>) -> Reply {
-    let plain = head.verb == Verb::Get
-        && !head.selective
-        && head.version == Version::Http11
-        && close_after(core, head) == Close::Keep;
+    let plain = head.verb == Verb::Get && !head.selective && head.version == Version::Http11;
     if plain && core.is_unpaced(core.listeners[usize::from(client.listener)].class) {
-        return of_plain_file(core, wanted, file, client);
+        return of_plain_file(core, wanted, file, client, close_after(core, head));
     }
     let representation = Representation::of_file(file, wanted);
     Reply::Prepared(of_representation(core, head, &representation, |range| match &file.content {
@@ -244,25 +241,39 @@ fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, c
 }
 
 /// The common case: the kept head, and the body with it when that is in memory.
-fn of_plain_file(core: &Core, wanted: &FileAnswer, file: &Rc<OpenFile>, client: &Client<'_>) -> Reply {
+fn of_plain_file(
+    core: &Core,
+    wanted: &FileAnswer,
+    file: &Rc<OpenFile>,
+    client: &Client<'_>,
+    close: Close,
+) -> Reply {
     let size = file.version.size;
-    let outline = Outline { status: StatusCode::OK, promised: size, close: Close::Keep };
+    let outline = Outline { status: StatusCode::OK, promised: size, close };
     let mut kept = file.assembled.borrow_mut();
     let kept = match &mut *kept {
         Some(kept) if kept.fits(wanted) => kept,
         other => other.insert(Assembled::new(file, wanted, &core.clock)),
     };
-    let bytes = kept.current(&core.clock);
+    let closes = close != Close::Keep;
+    let closing;
+    let bytes = if closes {
+        closing = Rc::new(kept.closing(&core.clock));
+        &closing
+    } else {
+        kept.current(&core.clock)
+    };
     let Content::Memory(body) = &file.content else {
         let frame = Segment::Frame(Bytes::copy_from_slice(bytes));
         let body = Segment::File { file: Rc::clone(file), position: 0, end: size };
-        return Reply::Prepared(Prepared { transfer: Transfer::new([frame, body]), outline });
+        let transfer = Transfer::new([frame, body]).before_the_end(closes);
+        return Reply::Prepared(Prepared { transfer, outline });
     };
-    if client.busy {
+    if client.busy && !closes {
         return Reply::Queued(outline, Rc::clone(bytes));
     }
     // A broken connection is met again, and dealt with, by the transfer.
-    let taken = uring::send(client.socket, bytes, false).ok().flatten().unwrap_or(0);
+    let taken = uring::send(client.socket, bytes, closes).ok().flatten().unwrap_or(0);
     if taken == bytes.len() {
         return Reply::Sent(outline);
     }
@@ -274,7 +285,8 @@ fn of_plain_file(core: &Core, wanted: &FileAnswer, file: &Rc<OpenFile>, client: 
     }
     segments.push_back(Segment::Memory(body.slice(body_taken..)));
     core.stats.body_bytes.add(body_taken as u64);
-    Reply::Prepared(Prepared { transfer: Transfer::new(segments).with_sent(body_taken as u64), outline })
+    let transfer = Transfer::new(segments).with_sent(body_taken as u64).before_the_end(closes);
+    Reply::Prepared(Prepared { transfer, outline })
 }
 
 /// Any other answer about a file or a body of status 200: preconditions, ranges, HEAD, HTTP/1.0.
@@ -435,7 +447,8 @@ fn finish_closing(
         segments.extend(body);
         length
     };
-    Prepared { transfer: Transfer::new(segments), outline: Outline { status, promised, close } }
+    let transfer = Transfer::new(segments).before_the_end(close != Close::Keep);
+    Prepared { transfer, outline: Outline { status, promised, close } }
 }
 
 fn close_after(core: &Core, head: &Head) -> Close {

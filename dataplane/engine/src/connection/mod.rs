@@ -501,8 +501,13 @@ impl Connection {
                 }
                 Phase::Reading
             }
+            Close::Now if self.partial.is_none() => {
+                // The response's last bytes wait for this FIN. A close alone would throw them away if the client had
+                // sent more than was read.
+                self.socket.shut_down_sending();
+                Phase::Closed
+            }
             // Bytes that nobody reads would turn the close into a reset, and that could overtake the response.
-            Close::Now if self.partial.is_none() => Phase::Closed,
             Close::Now | Close::Linger => {
                 self.socket.shut_down_sending();
                 self.awaits(core, Awaits::End, LINGER_TIME);

@@ -17,6 +17,8 @@ pub(crate) struct Assembled {
     /// Shared with the outbox until it is sent.
     bytes: Rc<Vec<u8>>,
     date_start: usize,
+    /// Bytes of the head, its empty line included.
+    head_length: usize,
     second: i64,
     etag: Option<HeaderValue>,
     last_modified: Option<SystemTime>,
@@ -34,6 +36,7 @@ impl Assembled {
         writer.length(file.version.size).field("Accept-Ranges", b"bytes");
         let mut bytes = writer.end(None);
         let date_start = date_span(&bytes).map_or(0, |span| span.start);
+        let head_length = bytes.len();
         if let Content::Memory(body) = &file.content {
             bytes.reserve_exact(body.len());
             bytes.extend_from_slice(body);
@@ -41,6 +44,7 @@ impl Assembled {
         Self {
             bytes: Rc::new(bytes),
             date_start,
+            head_length,
             second,
             etag: answer.etag.clone(),
             last_modified: answer.last_modified,
@@ -68,4 +72,18 @@ impl Assembled {
         }
         &self.bytes
     }
+
+    /// A buffer of its own with the date of now, whose head says that the connection ends with it.
+    pub(crate) fn closing(&mut self, clock: &Clock) -> Vec<u8> {
+        let head_length = self.head_length;
+        let bytes = self.current(clock);
+        let mut closing = Vec::with_capacity(bytes.len() + CONNECTION_CLOSE.len());
+        closing.extend_from_slice(&bytes[..head_length - b"\r\n".len()]);
+        closing.extend_from_slice(CONNECTION_CLOSE);
+        closing.extend_from_slice(&bytes[head_length - b"\r\n".len()..]);
+        closing
+    }
 }
+
+/// The last field of a head after which the connection ends.
+const CONNECTION_CLOSE: &[u8] = b"Connection: close\r\n";

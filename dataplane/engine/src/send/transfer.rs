@@ -39,6 +39,8 @@ pub(crate) struct Transfer {
     turn: Turn,
     corked: bool,
     begun: bool,
+    /// Whether the sending direction is shut down behind it.
+    last: bool,
 }
 
 /// How far a transfer got.
@@ -67,7 +69,21 @@ pub(crate) enum Progress {
 
 impl Transfer {
     pub(crate) fn new(segments: impl Into<VecDeque<Segment>>) -> Self {
-        Self { segments: segments.into(), sent: 0, turn: Turn::default(), corked: false, begun: false }
+        Self {
+            segments: segments.into(),
+            sent: 0,
+            turn: Turn::default(),
+            corked: false,
+            begun: false,
+            last: false,
+        }
+    }
+
+    /// Says whether the sending direction is shut down as soon as it is done: then the last bytes need no push of
+    /// their own and travel with the FIN.
+    pub(crate) fn before_the_end(mut self, last: bool) -> Self {
+        self.last = last;
+        self
     }
 
     /// Counts body bytes that were sent before the transfer was made.
@@ -90,9 +106,9 @@ impl Transfer {
             self.corked = true;
         }
         loop {
-            let more = self.segments.len() > 1;
+            let more = self.last || self.segments.len() > 1;
             let Some(segment) = self.segments.front_mut() else {
-                if self.corked {
+                if self.corked && !self.last {
                     socket.cork(false);
                 }
                 return Progress::Done;
