@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use freshet_api::admin::NodeState;
-use freshet_api::heartbeat::{Heartbeat, Readiness};
-use freshet_api::{BytesPerSec, NodeId, TicketKey};
+use freshet_api::heartbeat::{BudgetReport, Heartbeat, Readiness};
+use freshet_api::{Bytes, BytesPerSec, NodeId, TicketKey};
 use freshet_policy::Moment;
 use freshet_policy::liveness::Life;
 use freshet_policy::reservation::ReservationLedger;
 use freshet_policy::selection::{Reach, Standing};
+use freshet_policy::steering::BudgetOutlook;
 use roaring::RoaringBitmap;
 
 use crate::clock::Clock;
@@ -54,6 +55,10 @@ pub struct Route {
     pub rate: BytesPerSec,
     /// What it sent lately, as a fraction of that.
     pub reported_load: f32,
+    /// Bytes that its owner's budget had room for when it was last heard of.
+    pub budget: Bytes,
+    /// How much dearer its month makes it.
+    pub budget_price: f32,
     /// What it holds.
     pub holdings: Arc<RoaringBitmap>,
 }
@@ -84,6 +89,8 @@ impl Route {
         let (standing, state, reason) = standing(node, session.as_ref());
         let target =
             session.as_ref().and_then(|session| DeliveryTarget::parse(&session.heartbeat.delivery_url));
+        let budget = session.as_ref().and_then(|session| session.heartbeat.budget.as_ref());
+        let (budget, budget_price) = (room(budget), price(budget));
         let load = session.as_ref().map_or(0.0, |s| s.delivery_rate.0 as f32 / s.capacity.0.max(1) as f32);
         Some(Self {
             node: node.id,
@@ -98,9 +105,28 @@ impl Route {
             delivery_url: target.map_or_else(|| "".into(), |target| target.url),
             rate: session.as_ref().map_or(BytesPerSec(0), |session| session.capacity),
             reported_load: load,
+            budget,
+            budget_price,
             holdings: session.map(|session| session.holdings).unwrap_or_default(),
         })
     }
+}
+
+/// What the owner's budget has room for.
+fn room(budget: Option<&BudgetReport>) -> Bytes {
+    budget.and_then(|budget| budget.promisable).unwrap_or(Bytes(u64::MAX))
+}
+
+fn price(budget: Option<&BudgetReport>) -> f32 {
+    let Some(month) = budget.and_then(|budget| budget.month.as_ref()) else { return 1.0 };
+    let outlook = BudgetOutlook {
+        left: Some(month.left),
+        volume: month.volume,
+        period_left: Duration::from_secs(month.ends_in_secs),
+        period: Duration::from_secs(month.lasts_secs),
+        open_for: None,
+    };
+    outlook.price()
 }
 
 /// A checked `delivery_url`.
@@ -304,6 +330,8 @@ pub(crate) mod testing {
             loopback: false,
             rate: BytesPerSec(1),
             reported_load: 0.0,
+            budget: Bytes(u64::MAX),
+            budget_price: 1.0,
             holdings: Arc::default(),
         });
         RoutingTable { routes: routes.into() }
@@ -312,6 +340,8 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use freshet_api::heartbeat::MonthReport;
+
     use super::*;
 
     #[test]
@@ -326,6 +356,25 @@ mod tests {
             Reach::V4.and(Reach::V6).and(Reach::HTTPS)
         );
         assert!(target("http://127.0.0.1:1").unwrap().loopback && !v4.loopback);
+    }
+
+    #[test]
+    fn a_month_that_is_used_too_fast_makes_dear_and_one_without_end_does_not() {
+        let mut report = BudgetReport {
+            promisable: Some(Bytes(7)),
+            month: Some(MonthReport {
+                volume: Bytes(100),
+                left: Bytes(10),
+                ends_in_secs: 500,
+                lasts_secs: 1000,
+            }),
+            ..BudgetReport::default()
+        };
+        assert_eq!(room(Some(&report)), Bytes(7));
+        assert!(price(Some(&report)) > 10.0);
+        (report.month, report.promisable) = (None, None);
+        assert_eq!((room(Some(&report)), price(Some(&report))), (Bytes(u64::MAX), 1.0));
+        assert_eq!((room(None), price(None)), (Bytes(u64::MAX), 1.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::enrol::{Fingerprint, Secret};
-use crate::heartbeat::{DeliveryCounters, SyncProgress};
+use crate::heartbeat::{BudgetReport, DeliveryCounters, SyncProgress};
 use crate::id::{FileId, NodeId};
 use crate::manifest::RepoPath;
 use crate::traffic::{CounterSource, InterfaceCounters};
@@ -55,6 +55,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// Why it gets no customers, if it gets none.
     pub reason: Option<String>,
+    /// Where its owner's budget stands.
+    #[serde(default)]
+    pub budget: Option<BudgetReport>,
     /// The daemon's version.
     pub version: Option<String>,
     /// What customers are sent to.

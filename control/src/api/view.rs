@@ -17,6 +17,7 @@ impl Api {
             name: node.name.as_str().to_owned(),
             state,
             reason,
+            budget: heartbeat.and_then(|heartbeat| heartbeat.budget.clone()),
             version: heartbeat.map(|heartbeat| heartbeat.version.chars().take(100).collect()),
             delivery_url: heartbeat.map(|heartbeat| heartbeat.delivery_url.clone()),
             heartbeat_age_ms: session

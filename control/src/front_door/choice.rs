@@ -200,8 +200,9 @@ impl Field for Holders<'_> {
             weight: 1,
             nearness: Nearness::Elsewhere,
             admission: Bytes(u64::MAX),
-            budget: Bytes(u64::MAX),
-            budget_price: 1.0,
+            // What was promised since it was heard of comes out of it too.
+            budget: Bytes(route.budget.0.saturating_sub(self.reservations.outstanding(route.node).0)),
+            budget_price: route.budget_price,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, WhereView};
-use freshet_api::heartbeat::SyncProgress;
+use freshet_api::heartbeat::{BudgetReport, SyncProgress};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
 
@@ -75,6 +75,10 @@ pub(crate) fn node(out: &mut impl Write, node: &NodeView) -> Outcome {
     if let Some(rate) = node.estimated_rate {
         facts.push(("estimated rate", rate.to_string()));
     }
+    if let Some(budget) = &node.budget {
+        facts.push(("gives now", given(budget)));
+        facts.push(("this month", month(budget)));
+    }
     facts.push(("outstanding", Bytes(node.outstanding_bytes).to_string()));
     if let Some(sync) = &node.sync {
         facts.push(("mirror", mirror(sync)));
@@ -132,6 +136,35 @@ pub(crate) fn node(out: &mut impl Write, node: &NodeView) -> Outcome {
         table.add_row(row);
     }
     writeln!(out, "\n{}", table.trim_fmt())
+}
+
+/// The rate in force, and what determines it.
+fn given(budget: &BudgetReport) -> String {
+    let rate = budget.rate.map_or_else(|| "without a limit".to_owned(), |rate| rate.to_string());
+    let why = match budget.limit.as_str() {
+        "none" => return rate,
+        "cap" => "the donated rate",
+        "hours" => "the hour of the week",
+        "owner" => "what the owner's own traffic leaves",
+        "percentile" => "the owner's 95th percentile",
+        "quota" => "the end of the month's volume",
+        other => other,
+    };
+    let left = budget.promisable.map_or_else(String::new, |left| format!("; room for {left} more"));
+    format!("{rate} ({why}){left}")
+}
+
+fn month(budget: &BudgetReport) -> String {
+    match &budget.month {
+        None => format!("{} given", budget.used),
+        Some(month) => format!(
+            "{} of {} given, {} left, {} to go",
+            budget.used,
+            month.volume,
+            month.left,
+            age(Duration::from_secs(month.ends_in_secs))
+        ),
+    }
 }
 
 /// Who holds a file.
@@ -282,6 +315,8 @@ fn moment(seconds: i64) -> String {
 mod tests {
     use freshet_api::NodeId;
     use freshet_api::admin::{Considered, LedgerView};
+    use freshet_api::heartbeat::MonthReport;
+    use freshet_api::units::BytesPerSec;
 
     use super::*;
 
@@ -296,6 +331,18 @@ mod tests {
             node: NodeId(3),
             name: "edge".into(),
             state: NodeState::Closed,
+            budget: Some(BudgetReport {
+                rate: Some(BytesPerSec(12_500_000)),
+                limit: "cap".into(),
+                used: Bytes(3 << 30),
+                promisable: Some(Bytes(5 << 30)),
+                month: Some(MonthReport {
+                    volume: Bytes(9 << 30),
+                    left: Bytes(6 << 30),
+                    ends_in_secs: 259_200,
+                    lasts_secs: 2_678_400,
+                }),
+            }),
             reason: Some("its disk is full".into()),
             version: None,
             delivery_url: None,
