@@ -52,6 +52,8 @@ fn bind(address: SocketAddr, shared: bool, mark: Option<u32>) -> io::Result<Sock
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_tcp_nodelay(true)?;
+    // Clients are accepted in bursts, until there is none.
+    socket.set_nonblocking(true)?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
     }

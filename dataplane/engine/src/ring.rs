@@ -268,7 +268,11 @@ pub(crate) fn run(setup: Setup, ready: &std::sync::mpsc::SyncSender<io::Result<(
         let sockets: Vec<Rc<ListeningSocket>> = setup.sockets.into_iter().map(Rc::new).collect();
         for (index, socket) in sockets.iter().enumerate() {
             let index = u16::try_from(index).unwrap_or(u16::MAX);
-            for _ in 0..ACCEPTS_IN_FLIGHT {
+            if socket.inherited {
+                for _ in 0..ACCEPTS_IN_FLIGHT {
+                    uring::spawn(accept_in_ring(Rc::clone(&core), Rc::clone(socket), index));
+                }
+            } else {
                 uring::spawn(accept(Rc::clone(&core), Rc::clone(socket), index));
             }
         }
@@ -311,38 +315,74 @@ async fn emptied(core: &Core) {
     }
 }
 
+/// Takes clients in bursts: a call for each costs less than an operation of the ring for each.
 async fn accept(core: Rc<Core>, socket: Rc<ListeningSocket>, listener: u16) {
+    while !core.is_stopping() {
+        uring::connectable(Rc::clone(&socket)).await;
+        if let Err(error) = take_clients(&core, &socket, listener, BURST_CLIENTS_MAX)
+            && !recovers(&core, &socket, &error).await
+        {
+            return;
+        }
+    }
+    // Clients in the backlog have connected as far as they know; a close would reset them.
+    let _ = take_clients(&core, &socket, listener, usize::MAX);
+}
+
+/// Admits at most `count` clients of those that have connected.
+fn take_clients(
+    core: &Rc<Core>,
+    socket: &ListeningSocket,
+    listener: u16,
+    count: usize,
+) -> Result<(), io::Error> {
+    use rustix::net::{SocketFlags, acceptfrom_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    for _ in 0..count {
+        match acceptfrom_with(&socket.descriptor, flags) {
+            Ok((descriptor, address)) => {
+                if let Some(peer) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
+                    core.admit(descriptor, peer, listener, socket.address);
+                }
+            }
+            Err(Errno::AGAIN) => break,
+            // This client went away first.
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The same for a socket that others hold too: it may block, so the ring waits with it.
+async fn accept_in_ring(core: Rc<Core>, socket: Rc<ListeningSocket>, listener: u16) {
     while !core.is_stopping() {
         match uring::accept(Rc::clone(&socket)).await {
             Ok((descriptor, peer)) => core.admit(descriptor, peer, listener, socket.address),
-            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    tracing::warn!(%error, "cannot accept; giving up cached descriptors");
-                    core.files.clear();
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-                Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK) => {
-                    tracing::error!(%error, address = %socket.address, "the listening socket is gone");
+            Err(error) => {
+                if !recovers(&core, &socket, &error).await {
                     return;
                 }
-                // The client went away first, or the wait was cancelled by a stop.
-                _ => {}
-            },
+            }
         }
-    }
-    if !socket.inherited && rustix::io::ioctl_fionbio(&socket.descriptor, true).is_ok() {
-        accept_backlog(&core, &socket, listener);
     }
 }
 
-/// Clients in the backlog have connected as far as they know; a close would reset them.
-fn accept_backlog(core: &Rc<Core>, socket: &ListeningSocket, listener: u16) {
-    use rustix::net::{SocketFlags, acceptfrom_with};
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    while let Ok((descriptor, address)) = acceptfrom_with(&socket.descriptor, flags) {
-        if let Some(peer) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
-            core.admit(descriptor, peer, listener, socket.address);
+/// Does what an error of an accept asks for; `false` when there is nothing more to be accepted.
+async fn recovers(core: &Core, socket: &ListeningSocket, error: &io::Error) -> bool {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+            tracing::warn!(%error, "cannot accept; giving up cached descriptors");
+            core.files.clear();
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            true
         }
+        Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK) => {
+            tracing::error!(%error, address = %socket.address, "the listening socket is gone");
+            false
+        }
+        // The client went away first, or the wait was cancelled by a stop.
+        _ => true,
     }
 }
 
@@ -370,7 +410,10 @@ const SCRATCH_SLACK_BYTES: usize = 16 << 10;
 /// Connections of a ring are numbered below this bit.
 const RING_ID_SHIFT: u32 = 48;
 
-/// Accepts that wait on each listener, so that a burst of clients takes one turn of the ring, not one each.
+/// Clients of a listener that are taken before those that are connected get their turn.
+const BURST_CLIENTS_MAX: usize = 64;
+
+/// Accepts that wait on an inherited listener, so that a burst of clients takes one turn of the ring, not one each.
 const ACCEPTS_IN_FLIGHT: usize = 16;
 
 /// How long to wait for descriptors when there are none.

@@ -17,8 +17,8 @@ pub(crate) use inline::{
     sendfile, unsent_bytes,
 };
 pub(crate) use operation::{
-    Delivery, Readiness, ReceiveBuffer, Receiving, accept, cancel, cancel_accepts, deliver, open_beneath,
-    prefetch, read_exact_at, readable, receive_later, writable,
+    Delivery, Readiness, ReceiveBuffer, Receiving, accept, cancel, cancel_accepts, connectable, deliver,
+    open_beneath, prefetch, read_exact_at, readable, receive_later, writable,
 };
 pub(crate) use probe::{Abilities, ProbeError, probe};
 pub(crate) use socket::Socket;

@@ -181,7 +181,13 @@ pub(crate) async fn accept<L: AsFd + 'static>(listener: Rc<L>) -> io::Result<(Ow
     Ok((descriptor, peer))
 }
 
-/// Makes every accept that waits on `listener` end with `ECANCELED` (Linux 5.19).
+/// Waits until a client has connected, or for [`cancel_accepts`]; an accept then tells which.
+pub(crate) async fn connectable<L: AsFd + 'static>(listener: Rc<L>) {
+    let entry = opcode::PollAdd::new(types::Fd(listener.as_fd().as_raw_fd()), libc::POLLIN as u32).build();
+    let _ = submit(listener, entry).await;
+}
+
+/// Makes everything that waits on `listener` end (Linux 5.19).
 pub(crate) async fn cancel_accepts<L: AsFd + 'static>(listener: Rc<L>) {
     let target = types::CancelBuilder::fd(types::Fd(listener.as_fd().as_raw_fd())).all();
     let entry = opcode::AsyncCancel2::new(target).build();
