@@ -187,9 +187,9 @@ async fn a_good_ticket_gets_the_file_with_the_manifests_word_for_it() {
     let Some(port) = Port::start().await else { return };
     let answer = port.get(&format!("/pool/a/apt%201.deb?t={}", good()));
     assert_eq!((status(&answer), answer.1.as_slice()), ("200", DEB.1));
-    let sums = Checksums::of(DEB.1);
-    assert_eq!(field(&answer, "etag"), Some(sums.etag().as_str()));
-    assert_eq!(field(&answer, "repr-digest"), Some(sums.repr_digest().as_str()));
+    assert_eq!(field(&answer, "etag"), Some(Checksums::of(DEB.1).etag().as_str()));
+    // A volunteer vouches for nothing: whoever checks has the front door's word.
+    assert_eq!(field(&answer, "repr-digest"), None);
     assert_eq!(field(&answer, "last-modified"), Some("Sun, 09 Sep 2001 01:46:40 GMT"));
     assert_eq!(field(&answer, "content-type"), Some("application/vnd.debian.binary-package"));
     let part = port.raw(&format!("/pool/a/apt%201.deb?x=1&t={}", good()), "Range: bytes=2-8\r\n");

@@ -53,7 +53,7 @@ impl Checksums {
 
     /// A strong entity tag with its quotes, from the content's identity.
     pub fn etag(&self) -> String {
-        format!("\"{}\"", hex::encode(self.blake3.prefix()))
+        self.blake3.etag()
     }
 }
 

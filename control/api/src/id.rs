@@ -42,11 +42,21 @@ impl fmt::Display for FileId {
 pub struct ContentHash(pub [u8; 32]);
 
 impl ContentHash {
+    /// Of a content that is in memory.
+    pub fn of(content: &[u8]) -> Self {
+        Self::from(blake3::hash(content))
+    }
+
     /// The first 16 bytes, which a [`Ticket`](crate::Ticket) carries.
     pub fn prefix(&self) -> [u8; 16] {
         let mut prefix = [0; 16];
         prefix.copy_from_slice(&self.0[..16]);
         prefix
+    }
+
+    /// A strong entity tag with its quotes: the same from the origin and from every volunteer.
+    pub fn etag(&self) -> String {
+        format!("\"{}\"", hex::encode(self.prefix()))
     }
 
     /// 64 lower-case hexadecimal digits.

@@ -1,7 +1,7 @@
 //! What volunteers fetch from the origin.
 
 use freshet_api::admin::StatusView;
-use freshet_api::{Checksums, NodeId, SyncKey, SyncToken};
+use freshet_api::{ContentHash, NodeId, SyncKey, SyncToken};
 use reqwest::{Method, StatusCode};
 
 use crate::stage::{BIG, Stage, content};
@@ -16,10 +16,10 @@ async fn a_token_of_the_last_heartbeat_opens_every_blob() {
     assert_eq!((manifest.sequence, manifest.base), (reply.manifest_sequence, None));
     assert_eq!((manifest.files.len(), manifest.links.len()), (4, 1));
     for file in &manifest.files {
-        let url = format!("{}/blob/{}", reply.origin_sync_url, file.checksums.blake3);
+        let url = format!("{}/blob/{}", reply.origin_sync_url, file.content);
         let answer = stage.customer().get(&url).bearer_auth(&reply.sync_token).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{}", file.path);
-        assert_eq!(Checksums::of(&answer.bytes().await.unwrap()), file.checksums);
+        assert_eq!(ContentHash::of(&answer.bytes().await.unwrap()), file.content);
     }
     stage
         .eventually(|stage| async move {

@@ -195,7 +195,7 @@ fn candidate_path(writer: &mut Writer, want: &Want) -> Result<Option<String>, Mi
     for path in writer.state.wanted_paths_of(&want.content) {
         let Some(found) = writer.tree.look(path.as_str())? else { continue };
         let shown = writer.state.published_at(path.as_str()).and_then(|(number, _)| {
-            let content = writer.state.row(number)?.file.checksums.blake3;
+            let content = writer.state.row(number)?.file.content;
             writer.state.stamp(&content)
         });
         let ours = shown.is_some_and(|shown| shown.inode == found.st_ino);

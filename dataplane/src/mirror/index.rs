@@ -193,7 +193,7 @@ const ROWS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("rows");
 const LINKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("links");
 const BLOBS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("blobs");
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Of pages that redb keeps in memory at most.
 const CACHE_BYTES: usize = 64 << 20;

@@ -141,7 +141,7 @@ macro_rules! keyed {
     };
 }
 keyed!(ByPath, str, |row| row.file.path.as_str());
-keyed!(ByContent, ContentHash, |row| &row.file.checksums.blake3);
+keyed!(ByContent, ContentHash, |row| &row.file.content);
 
 struct Shards<T> {
     shards: Box<[ArcSwap<HashSet<T>>]>,

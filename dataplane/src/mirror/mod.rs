@@ -5,6 +5,7 @@
 //! in place. Identical contents share one inode and therefore one modification time: the oldest of their
 //! files'; `Last-Modified` comes from [`Held::mtime`], which is the manifest's own.
 
+mod assembled;
 mod blobs;
 mod check;
 mod error;
@@ -27,7 +28,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use freshet_api::heartbeat::{HoldingsDelta, SyncProgress};
 use freshet_api::manifest::{Manifest, RepoPath};
-use freshet_api::{Checksums, ContentHash, FileId};
+use freshet_api::{ContentHash, FileId};
 use roaring::RoaringBitmap;
 
 pub use check::Rechecked;
@@ -96,8 +97,6 @@ pub struct Held {
     pub path: RepoPath,
     /// Its identity.
     pub content: ContentHash,
-    /// For header fields.
-    pub checksums: Checksums,
     /// Bytes.
     pub size: u64,
     /// The manifest's modification time, for `Last-Modified`; seconds since the epoch.
@@ -224,6 +223,11 @@ impl Mirror {
         self.suspected.notified().await;
     }
 
+    /// What was copied lately, and how; for people.
+    pub fn set_transfer(&self, transfer: freshet_api::heartbeat::Transfer) {
+        self.report().progress.transfer = transfer;
+    }
+
     fn suspect(&self, content: ContentHash) {
         let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
         if suspects.known.insert(content) {
@@ -305,11 +309,10 @@ fn held(row: &Row) -> Option<Held> {
     row.blob.trusted.load(Ordering::Acquire).then(|| Held {
         file: row.file.file,
         path: row.file.path.clone(),
-        content: row.file.checksums.blake3,
-        checksums: row.file.checksums,
+        content: row.file.content,
         size: row.file.size,
         mtime: row.file.mtime,
-        blob: blob_bytes(&row.file.checksums.blake3),
+        blob: blob_bytes(&row.file.content),
         blob_mtime: row.blob.mtime.load(Ordering::Relaxed),
     })
 }

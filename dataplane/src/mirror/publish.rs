@@ -40,6 +40,9 @@ impl Mirror {
                 ArrivedBytes::Partial(file) => {
                     asides.push((content, self.store.whole_partial(&content, file, mtime)?));
                 }
+                ArrivedBytes::Elsewhere(found) => {
+                    asides.push((content, self.store.whole_elsewhere(found, mtime)?));
+                }
                 ArrivedBytes::InPlace => in_place.push((content, size)),
             }
             Ok(())
@@ -53,6 +56,11 @@ impl Mirror {
         let mut failed = None;
         let mut kept: Vec<ContentHash> = in_place.into_iter().map(|(content, _)| content).collect();
         for (content, aside) in &asides {
+            if writer.state.stamp(content).is_some() {
+                // It came another way meanwhile, and the tree shows that inode.
+                self.store.discard(aside);
+                continue;
+            }
             match self.store.install(content, aside) {
                 Ok(()) => kept.push(*content),
                 Err(error) => {
@@ -186,7 +194,7 @@ impl Mirror {
         for &number in rows {
             let Some(row) = writer.state.row(number).cloned() else { continue };
             let path = &row.file.path;
-            let content = row.file.checksums.blake3;
+            let content = row.file.content;
             let blob = blob_name(&content);
             let mut tries = 0;
             let placed = loop {
@@ -319,7 +327,7 @@ impl Mirror {
         let Some(row) = writer.state.row(number).cloned() else { return Ok(()) };
         writer.tree.remove(row.file.path.as_str())?;
         writer.state.unpublished(number, now());
-        self.restamp(writer, &row.file.checksums.blake3)
+        self.restamp(writer, &row.file.content)
     }
 
     fn remove_link(&self, writer: &mut Writer, path: &str) -> Result<(), MirrorError> {

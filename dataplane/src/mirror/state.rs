@@ -233,7 +233,7 @@ impl State {
         if manifest.base.is_none() {
             // Control may have numbered anew, and given one file's old number to another.
             for slot in self.rows.values().filter(|slot| slot.wanted) {
-                let held = slot.published && self.trusted(&slot.row.file.checksums.blake3);
+                let held = slot.published && self.trusted(&slot.row.file.content);
                 self.held_changes.push((slot.row.file.file, held));
             }
         }
@@ -247,10 +247,10 @@ impl State {
     fn check(&self, manifest: &Manifest) -> Result<(), MirrorError> {
         let mut sizes: HashMap<ContentHash, u64> = HashMap::new();
         for file in &manifest.files {
-            let known = self.blobs.get(&file.checksums.blake3).map(|slot| slot.size);
-            let size = known.unwrap_or_else(|| *sizes.entry(file.checksums.blake3).or_insert(file.size));
+            let known = self.blobs.get(&file.content).map(|slot| slot.size);
+            let size = known.unwrap_or_else(|| *sizes.entry(file.content).or_insert(file.size));
             if size != file.size {
-                let what = format!("{} is both {size} and {} bytes long", file.checksums.blake3, file.size);
+                let what = format!("{} is both {size} and {} bytes long", file.content, file.size);
                 return Err(MirrorError::Contradiction { what });
             }
         }
@@ -288,7 +288,7 @@ impl State {
         slot.retired = None;
         self.dirty.rows.insert(number);
         self.announce_row(number);
-        self.announce_content(&file.checksums.blake3);
+        self.announce_content(&file.content);
     }
 
     /// Takes over what may change without the content: number, time, order.
@@ -315,7 +315,7 @@ impl State {
     }
 
     fn attach(&mut self, file: &ManifestFile, number: RowNumber) -> Arc<Blob> {
-        let slot = self.blobs.entry(file.checksums.blake3).or_insert_with(|| BlobState {
+        let slot = self.blobs.entry(file.content).or_insert_with(|| BlobState {
             blob: Arc::new(Blob { trusted: AtomicBool::new(false), mtime: AtomicI64::new(file.mtime) }),
             size: file.size,
             stamp: None,
@@ -345,7 +345,7 @@ impl State {
         if slot.wanted || slot.published {
             return;
         }
-        let content = slot.row.file.checksums.blake3;
+        let content = slot.row.file.content;
         let path = slot.row.file.path.clone();
         slot.retired = Some(now);
         self.dirty.rows.insert(number);
@@ -359,7 +359,7 @@ impl State {
 
     fn drop_row(&mut self, number: RowNumber) {
         let Some(slot) = self.rows.remove(&number) else { return };
-        let content = slot.row.file.checksums.blake3;
+        let content = slot.row.file.content;
         self.dirty.rows.insert(number);
         if let Some(blob) = self.blobs.get_mut(&content) {
             if let Ok(at) = blob.rows.binary_search(&number) {
@@ -388,7 +388,7 @@ impl State {
         for (path, state) in &self.paths {
             let Some(number) = state.wanted else { continue };
             let file = &self.rows[&number].row.file;
-            let content = file.checksums.blake3;
+            let content = file.content;
             if self.blobs[&content].stamp.is_some() {
                 continue;
             }
@@ -401,7 +401,7 @@ impl State {
                 .or_insert_with(|| Want {
                     content,
                     size: file.size,
-                    etag: file.checksums.etag(),
+                    etag: file.content.etag(),
                     path: path.clone(),
                     mtime: file.mtime,
                     last: file.last,
@@ -414,7 +414,7 @@ impl State {
 
     /// Whether any content is missing.
     pub(super) fn any_missing(&self) -> bool {
-        let missing = |number: RowNumber| self.stamp(&self.rows[&number].row.file.checksums.blake3).is_none();
+        let missing = |number: RowNumber| self.stamp(&self.rows[&number].row.file.content).is_none();
         self.paths.values().filter_map(|path| path.wanted).any(missing)
     }
 
@@ -447,7 +447,7 @@ impl State {
     pub(super) fn ready(&self, last: bool) -> Vec<RowNumber> {
         let ready = |number: &RowNumber| {
             let slot = &self.rows[number];
-            !slot.published && slot.row.file.last == last && self.trusted(&slot.row.file.checksums.blake3)
+            !slot.published && slot.row.file.last == last && self.trusted(&slot.row.file.content)
         };
         self.paths.values().filter_map(|path| path.wanted).filter(ready).collect()
     }
@@ -541,7 +541,7 @@ impl State {
         }
         slot.published = true;
         slot.retired = None;
-        let content = slot.row.file.checksums.blake3;
+        let content = slot.row.file.content;
         self.dirty.rows.insert(number);
         if let Some(link) = self.links.get_mut(&slot.row.file.path) {
             link.published = None;
@@ -577,7 +577,7 @@ impl State {
         }
         self.held_changes.push((row.file.file, false));
         self.settle(number, now);
-        self.announce_content(&row.file.checksums.blake3);
+        self.announce_content(&row.file.content);
     }
 
     pub(super) fn link_published(&mut self, path: &RepoPath, target: Option<String>) {
@@ -714,7 +714,7 @@ impl State {
     /// Tells the readers about one row; a content may have thousands (the empty one, licences).
     fn announce_row(&mut self, number: RowNumber) {
         let Some(slot) = self.rows.get(&number) else { return };
-        let served = self.trusted(&slot.row.file.checksums.blake3);
+        let served = self.trusted(&slot.row.file.content);
         if slot.published {
             let row = served.then(|| Arc::clone(&slot.row));
             self.changes.push(Change::Path(slot.row.file.path.clone(), row));
@@ -751,7 +751,7 @@ impl State {
 
 /// Whether two entries are the same content under the same path.
 fn same_version(one: &ManifestFile, two: &ManifestFile) -> bool {
-    one.path == two.path && one.checksums == two.checksums && one.size == two.size
+    one.path == two.path && one.content == two.content && one.size == two.size
 }
 
 /// Paths of one content that are looked at for a copy that is there already.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freshet_api::manifest::{Manifest, ManifestFile};
-use freshet_api::{Checksums, FileId};
+use freshet_api::{ContentHash, FileId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -93,8 +93,9 @@ impl Bench {
         };
         let manifests = Arc::clone(&self.origin);
         let stop = self.stop.subscribe();
+        let swarm = crate::swarm::Swarm::none(Dialer::new(DialerOptions::new(2)));
         self.running =
-            Some(tokio::spawn(run(mirror, manifests, blobs, self.wanted.subscribe(), options, stop)));
+            Some(tokio::spawn(run(mirror, manifests, blobs, swarm, self.wanted.subscribe(), options, stop)));
     }
 
     /// Ends the client as a kill would: whatever it was doing is dropped.
@@ -188,7 +189,7 @@ async fn a_tree_is_fetched_changed_and_served() {
     bench.sync(&files).await;
     assert_eq!(walk(&bench.tree()), expected(&files));
     let held = bench.mirror().find(b"/pool/b/b_1.deb").unwrap();
-    assert_eq!((held.size, held.mtime, held.checksums), (3_000_000, 2_000, Checksums::of(&files[1].1)));
+    assert_eq!((held.size, held.mtime, held.content), (3_000_000, 2_000, ContentHash::of(&files[1].1)));
     let blob = bench.mirror().blobs_directory().join(std::str::from_utf8(&held.blob).unwrap());
     assert_eq!(std::fs::read(blob).unwrap(), files[1].1);
     assert_eq!(bench.mirror().holdings().len(), 5);

@@ -1,7 +1,7 @@
 //! Manifests of given files, as control would make them.
 
 use freshet_api::manifest::{Manifest, ManifestFile, ManifestLink};
-use freshet_api::{Checksums, FileId};
+use freshet_api::{ContentHash, FileId};
 
 /// Modification time of every file, seconds since the epoch: Sun, 09 Sep 2001 01:46:40 GMT.
 const MTIME: i64 = 1_000_000_000;
@@ -13,7 +13,7 @@ pub(crate) fn manifest(sequence: u64, files: &[(&str, &[u8])], links: &[(&str, &
         path: path.parse().unwrap(),
         size: content.len() as u64,
         mtime: MTIME,
-        checksums: Checksums::of(content),
+        content: ContentHash::of(content),
         last: false,
     });
     let links = links

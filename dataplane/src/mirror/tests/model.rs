@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use freshet_api::manifest::{Manifest, ManifestFile, ManifestLink};
-use freshet_api::{Checksums, ContentHash, FileId};
+use freshet_api::{ContentHash, FileId};
 use proptest::prelude::*;
 
 use super::super::{Arrived, Finished, Mirror, MirrorError, MirrorOptions, ReceiveError, Want};
@@ -122,10 +122,9 @@ impl Bench {
             match entry {
                 Entry::Link(target) => drop(self.links.insert(path.clone(), target.clone())),
                 Entry::File { content, mtime, last } => {
-                    let checksums = Checksums::of(content);
-                    self.contents.insert(checksums.blake3, content.clone());
-                    let known =
-                        old_rows.get(path).filter(|row| row.checksums == checksums).map(|row| row.file);
+                    let identity = ContentHash::of(content);
+                    self.contents.insert(identity, content.clone());
+                    let known = old_rows.get(path).filter(|row| row.content == identity).map(|row| row.file);
                     let file = known.unwrap_or_else(|| {
                         self.next_file += 1;
                         FileId(self.next_file)
@@ -136,7 +135,7 @@ impl Bench {
                         path: path.parse().unwrap(),
                         size,
                         mtime: *mtime,
-                        checksums,
+                        content: identity,
                         last: *last,
                     };
                     self.rows.insert(path.clone(), row);
@@ -249,9 +248,9 @@ impl Bench {
         assert_eq!(self.mirror().holdings(), self.rows.values().map(|row| row.file.0).collect());
         for row in self.rows.values() {
             let held = self.mirror().find(row.path.as_str().as_bytes()).unwrap();
-            assert_eq!((held.file, held.content, held.mtime), (row.file, row.checksums.blake3, row.mtime));
+            assert_eq!((held.file, held.content, held.mtime), (row.file, row.content, row.mtime));
             let blob = self.mirror().blobs_directory().join(std::str::from_utf8(&held.blob).unwrap());
-            assert_eq!(Checksums::of(&std::fs::read(blob).unwrap()), row.checksums);
+            assert_eq!(ContentHash::of(&std::fs::read(blob).unwrap()), row.content);
             assert!(self.mirror().find_content(&held.content).is_some());
         }
         // Deltas lead to the same.

@@ -90,9 +90,9 @@ impl FakeOrigin {
         let mut rows = BTreeMap::new();
         shared.contents.clear();
         for (path, content, mtime) in files {
-            let checksums = Checksums::of(content);
-            shared.contents.insert(checksums.blake3.to_hex(), content.clone());
-            let kept = shared.rows.get(*path).filter(|row| row.checksums == checksums).map(|row| row.file);
+            let identity = ContentHash::of(content);
+            shared.contents.insert(identity.to_hex(), content.clone());
+            let kept = shared.rows.get(*path).filter(|row| row.content == identity).map(|row| row.file);
             let file = kept.unwrap_or_else(|| {
                 shared.next_file += 1;
                 FileId(shared.next_file)
@@ -102,7 +102,7 @@ impl FakeOrigin {
                 path: path.parse().unwrap(),
                 size: content.len() as u64,
                 mtime: *mtime,
-                checksums,
+                content: identity,
                 last: shared.last.is_some_and(|last| last(path)),
             };
             rows.insert((*path).to_owned(), row);
@@ -147,7 +147,7 @@ impl FakeOrigin {
         shared.ranges.extend(range.clone());
         let twist = shared.twists.get_mut(&hash).and_then(VecDeque::pop_front);
         let Some(mut content) = shared.contents.get(&hash).cloned() else { return status(404) };
-        let etag = Checksums::of(&content).etag();
+        let etag = ContentHash::of(&content).etag();
         let size = content.len();
         let mut from =
             range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
