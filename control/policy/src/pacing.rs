@@ -49,7 +49,9 @@ impl Place {
 /// A total rate shared among classes: each has a minimum share that nobody can take from it, and what a class
 /// leaves unused the others borrow. Shared by threads; what is locked is locked for a few dozen instructions.
 ///
-/// In no stretch of time `t` more is granted than `rate * t` and one [`burst`].
+/// Senders that do not want all of it get ahead by one [`burst`] at most. What others were granted and come late for
+/// is kept for them up to [`LATE_TIME`], so that in no stretch of time `t` more goes out than
+/// `rate * (t + LATE_TIME)` (at the lowest rates, `rate * t` and two bursts).
 #[derive(Debug)]
 pub struct SharedPacer {
     /// One bit per class that is limited just now: all that an unlimited sender ever looks at.
@@ -147,12 +149,18 @@ impl Shares {
     }
 }
 
-/// How far ahead of `rate` senders may get: what a late timer or an idle moment lost is made up from it.
+/// How far ahead of `rate` senders may get after a moment in which nobody wanted to send.
 ///
 /// It is [`BURST_TIME`]'s worth of the rate, and never less than [`BURST_BYTES_MIN`].
 pub fn burst(rate: BytesPerSec) -> Bytes {
     let bytes = u128::from(rate.0) * BURST_TIME.as_nanos() / NANO;
     Bytes(u64::try_from(bytes).unwrap_or(u64::MAX).max(BURST_BYTES_MIN))
+}
+
+/// The most that may lie ready for senders that are late.
+fn backlog(rate: u64) -> u64 {
+    let bytes = u128::from(rate) * LATE_TIME.as_nanos() / NANO;
+    u64::try_from(bytes).unwrap_or(u64::MAX).max(2 * BURST_BYTES_MIN)
 }
 
 /// Classes that are told apart (see `freshet_api::Class::number`).
@@ -161,8 +169,11 @@ pub const CLASSES: usize = 4;
 pub const CHUNK_BYTES_MAX: Bytes = Bytes(64 * 1024);
 /// The longest that a pacer lets anyone wait before asking again.
 pub const WAIT_MAX: Duration = Duration::from_millis(50);
-/// How late senders may be without the rate falling short. Longer stalls of the whole machine are not made up.
+/// The burst, in time.
 pub const BURST_TIME: Duration = Duration::from_millis(20);
+/// How late senders may come for what they were granted without the rate falling short: a thread may wait that long
+/// for its processor. Longer stalls of the whole machine are not made up.
+pub const LATE_TIME: Duration = Duration::from_millis(100);
 /// The burst at the lowest rates: four full segments.
 pub const BURST_BYTES_MIN: u64 = 4 * SEGMENT_BYTES;
 
@@ -237,9 +248,14 @@ mod tests {
             }
         }
 
-        /// No stretch of time has more than its rate and one burst.
+        /// No stretch of time has more than its rate and what may lie ready.
         fn keeps_to(&self, rate: u64) {
-            let burst = burst(BytesPerSec(rate)).0 as f64;
+            self.keeps_within(rate, backlog(rate));
+        }
+
+        /// No stretch of time has more than its rate and `burst`.
+        fn keeps_within(&self, rate: u64, burst: u64) {
+            let burst = burst as f64;
             // Least of `sent so far - rate * time` up to here: the worst beginning of a stretch.
             let (mut sum, mut least) = (0.0, f64::INFINITY);
             for &(at, _, bytes) in &self.sent {
@@ -264,7 +280,9 @@ mod tests {
     #[test]
     fn the_rate_is_kept_and_shared_equally_however_late_timers_are() {
         for mbit in [5u64, 20, 50, 200, 1000] {
-            for (flows, late_us) in [(1, 0), (1, 2500), (1, 15_000), (8, 1100), (64, 0), (64, 5000)] {
+            for (flows, late_us) in
+                [(1, 0), (1, 2500), (1, 60_000), (8, 1100), (8, 10_000), (8, 40_000), (64, 0), (64, 5000)]
+            {
                 let rate = mbit * 125_000;
                 let pacer = SharedPacer::new(BytesPerSec(rate), Shares::NONE);
                 let mut senders = Greedy::new(&pacer, vec![DELIVERY; flows], late_us);
@@ -274,8 +292,12 @@ mod tests {
                 senders.keeps_to(rate);
                 let error = error(&sent, rate, 10.0);
                 let case = format!("{mbit} Mbit/s, {flows} flows, {late_us} us late");
-                assert!(error.abs() <= 0.003, "{case}: {error:+.4}");
-                assert!(jain(&sent) > 0.998, "{case}: Jain {}", jain(&sent));
+                // At the end somebody may be late.
+                let open = 0.003 + late_us as f64 / 10e6;
+                assert!(error.abs() <= open, "{case}: {error:+.4}");
+                // When all come later than a round takes, the first one finds what nobody waits for.
+                let even = late_us < 40_000 || flows == 1;
+                assert!(!even || jain(&sent) > 0.995, "{case}: Jain {}", jain(&sent));
             }
         }
     }
@@ -293,7 +315,22 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_of_everybody_is_made_up_to_one_burst_and_no_more() {
+    fn whoever_is_on_time_never_gets_more_than_a_burst() {
+        for flows in [1, 8, 64] {
+            let rate = 12_500_000;
+            let pacer = SharedPacer::new(BytesPerSec(rate), Shares::NONE);
+            let mut senders = Greedy::new(&pacer, vec![DELIVERY; flows], 0);
+            senders.run(Moment::from_secs_f64(5.0), 2.0);
+            senders.keeps_within(rate, burst(BytesPerSec(rate)).0);
+            senders.leave(Moment::from_secs_f64(7.0));
+            senders.sent.clear();
+            senders.run(Moment::from_secs_f64(60.0), 2.0);
+            senders.keeps_within(rate, burst(BytesPerSec(rate)).0);
+        }
+    }
+
+    #[test]
+    fn a_stall_of_everybody_is_made_up_to_a_tenth_of_a_second_and_no_more() {
         let rate = 12_500_000;
         let pacer = SharedPacer::new(BytesPerSec(rate), Shares::NONE);
         let mut senders = Greedy::new(&pacer, vec![DELIVERY; 16], 500);
@@ -509,9 +546,9 @@ mod tests {
 
     proptest! {
         /// Whoever asks, waits, comes late or goes away, and whatever the shares: in no stretch of time is more
-        /// granted than its rate and one burst.
+        /// granted than its rate and what may lie ready.
         #[test]
-        fn never_more_than_rate_and_burst(
+        fn never_more_than_rate_and_backlog(
             rate in 1_000u64..2_000_000_000,
             delivery in 0.0f32..1.0,
             acts in acts(),
@@ -545,7 +582,7 @@ mod tests {
         fn as_long_as_somebody_wants_to_send_the_rate_is_used(
             mbit in 1u64..1000,
             flows in 1usize..20,
-            late_us in 0u64..10_000,
+            late_us in 0u64..30_000,
             leavers in 0usize..50,
         ) {
             let rate = mbit * 125_000;
@@ -564,7 +601,7 @@ mod tests {
             senders.keeps_to(rate);
             // At the end each sender may hold a place that was served in part, or be late.
             let short = rate as f64 * 2.0 - sent.iter().sum::<u64>() as f64;
-            let open = burst(BytesPerSec(rate)).0 + flows as u64 * CHUNK_BYTES_MAX.0.min(rate / 300 + 1448);
+            let open = backlog(rate) + flows as u64 * CHUNK_BYTES_MAX.0.min(rate / 300 + 1448);
             prop_assert!(short <= open as f64, "{short} bytes short, {open} may be open");
         }
 

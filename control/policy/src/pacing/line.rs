@@ -5,7 +5,7 @@ use std::time::Duration;
 use freshet_api::BytesPerSec;
 
 use super::lane::{Ceiling, Lane, MILLION};
-use super::{CHUNK_BYTES_MAX, CLASSES, NANO, Pace, Place, SEGMENT_BYTES, Shares, WAIT_MAX, burst};
+use super::{CHUNK_BYTES_MAX, CLASSES, NANO, Pace, Place, SEGMENT_BYTES, Shares, WAIT_MAX, backlog, burst};
 use crate::moment::Moment;
 
 /// All that is shared by those who send. What counts as bytes is in nanobytes where time is in nanoseconds, so
@@ -18,7 +18,7 @@ pub(super) struct Line {
     total: Option<u64>,
     /// Nanobytes that nobody waited for.
     credit: u128,
-    /// Nanobytes that were served and have not been taken yet. With `credit` never more than a burst.
+    /// Nanobytes that were served and have not been taken yet. With `credit` never more than a backlog.
     untaken: u128,
     lanes: [Lane; CLASSES],
 }
@@ -211,12 +211,11 @@ impl Line {
         self.total.map_or(u128::MAX, |total| u128::from(burst(BytesPerSec(total)).0) * NANO)
     }
 
-    /// How many nanobytes may still be earned before the burst is full.
+    /// How many nanobytes may still be earned. While somebody is late for his, what he will want next is kept too.
     fn room(&self) -> u128 {
-        if self.total.is_none() {
-            return 0;
-        }
-        self.burst().saturating_sub(self.credit).saturating_sub(self.untaken)
+        let Some(total) = self.total else { return 0 };
+        let most = if self.untaken > 0 { u128::from(backlog(total)) * NANO } else { self.burst() };
+        most.saturating_sub(self.credit).saturating_sub(self.untaken)
     }
 }
 
