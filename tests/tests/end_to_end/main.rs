@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod apt_customers;
+mod budget;
 mod change;
 mod customers;
 mod hostile;

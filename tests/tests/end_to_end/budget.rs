@@ -1,0 +1,354 @@
+//! The owner's budget on a volunteer that is killed, restarted, used up, and run without rights.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use freshet_testbed::{Backend, Host, Process, Program, Signal, skip};
+use freshet_tests::{Fetched, LARGE, PATIENCE, Scene, SceneOptions};
+use serde_json::Value;
+
+const LARGE_BYTES: usize = 3_000_000;
+
+/// A scene with one volunteer, whose configuration begins with `keys` and ends with `tables`.
+fn scene(keys: &str, tables: &str) -> Scene {
+    let mut scene = Scene::start(&SceneOptions {
+        volunteers: 1,
+        large_bytes: Some(LARGE_BYTES),
+        ..SceneOptions::default()
+    })
+    .unwrap();
+    configure(&scene, keys, tables);
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    scene.cluster.start_volunteer(0).unwrap();
+    scene.wait_for_sync().unwrap();
+    scene
+}
+
+/// Writes what `dataplane join` wrote, between `keys` and `tables`.
+fn configure(scene: &Scene, keys: &str, tables: &str) {
+    let path = state(scene).join("dataplane.toml");
+    let kept = state(scene).join("joined");
+    if !kept.exists() {
+        fs::copy(&path, &kept).unwrap();
+    }
+    let joined = fs::read_to_string(&kept).unwrap();
+    fs::write(path, format!("{keys}\n{joined}\n{tables}\n")).unwrap();
+}
+
+fn state(scene: &Scene) -> PathBuf {
+    scene.cluster.volunteers()[0].state().to_owned()
+}
+
+fn host(scene: &Scene) -> Host {
+    scene.cluster.volunteers()[0].host().clone()
+}
+
+/// The interface that customers come by.
+fn interface(scene: &Scene) -> String {
+    let interfaces = host(scene).interfaces().unwrap();
+    interfaces.into_iter().map(|interface| interface.name).find(|name| name != "lo").unwrap()
+}
+
+/// The volunteer as control knows it.
+fn node(scene: &Scene) -> Value {
+    scene.cluster.ctl(&["node", "show", "volunteer-1"]).unwrap()
+}
+
+/// Bytes that the volunteer says it sent, by class, and the interface's own total in the same heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sent {
+    total: u64,
+    delivery: u64,
+    sync: u64,
+    control: u64,
+    other: u64,
+    /// What its month's ledger says.
+    month: u64,
+}
+
+impl Sent {
+    fn read(node: &Value, interface: &str) -> Option<Sent> {
+        let counted = node["interfaces"].as_array()?.iter().find(|i| i["name"] == interface)?;
+        let bytes = |class: &str| counted[class]["out"]["bytes"].as_u64();
+        Some(Sent {
+            total: bytes("total")?,
+            delivery: bytes("delivery")?,
+            sync: bytes("sync")?,
+            control: bytes("control")?,
+            other: bytes("other")?,
+            month: node["budget"]["used"].as_u64()?,
+        })
+    }
+
+    fn classes(&self) -> u64 {
+        self.delivery + self.sync + self.control + self.other
+    }
+}
+
+/// Namespaces of its own for the volunteer, and segments counted as they pass the wire; otherwise the test is skipped.
+fn wired(scene: &Scene, test: &str) -> bool {
+    if let Backend::Loopback { .. } = scene.testbed.backend() {
+        skip(test, "comparing with an interface's own counters needs network namespaces, so root");
+        return false;
+    }
+    let interface = interface(scene);
+    let offloads = ["tso", "gso", "gro", "sg", "tx", "rx"];
+    let switches = offloads.iter().flat_map(|&offload| [offload, "off"]);
+    let ethtool = Program::new("ethtool").args(["-K", &interface]).args(switches);
+    let finished = host(scene).run(&ethtool, PATIENCE).unwrap();
+    assert!(finished.status.success(), "{}", finished.stderr);
+    true
+}
+
+/// A bpffs for one test; unmounted when dropped.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn mount(scene: &Scene, name: &str) -> Bpffs {
+        // Neither may stand in a bpffs' path: a dot, or what belongs to another run.
+        let path = PathBuf::from(format!("/tmp/freshet-bpffs-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let mount = Program::new("mount").args(["-t", "bpf", "bpf"]).arg(&path);
+        let finished = scene.customer.run(&mount, PATIENCE).unwrap();
+        assert!(finished.status.success(), "{}", finished.stderr);
+        Bpffs(path)
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.0.join("pins")
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) || fs::remove_dir(&self.0).is_err() {
+            eprintln!("{} stays", self.0.display());
+        }
+    }
+}
+
+/// Downloads that follow one another until they are ended.
+fn crowd(scene: &Scene, customers: usize) -> Vec<Process> {
+    let url = format!("http://{}/{LARGE}", scene.cluster.volunteers()[0].delivery());
+    let script = format!("while :; do curl --silent --max-time 20 --output /dev/null {url} || sleep 0.05; done");
+    let start = |number| {
+        let program = Program::new("sh").args(["-c", &script]);
+        scene.customer.start(&format!("crowd-{number}"), &program).unwrap()
+    };
+    (0..customers).map(start).collect()
+}
+
+fn sent_by_interface(scene: &Scene, interface: &str) -> u64 {
+    let interfaces = host(scene).interfaces().unwrap();
+    interfaces.iter().find(|counted| counted.name == interface).unwrap().tx_bytes
+}
+
+fn cleanup(scene: &Scene, state: &Path) -> (Option<i32>, String) {
+    let program =
+        Program::new(scene.cluster.program("dataplane")).args(["cleanup", "--state"]).arg(state);
+    let finished = host(scene).run(&program, PATIENCE).unwrap();
+    (finished.status.code(), finished.text() + &finished.stderr)
+}
+
+#[test]
+fn twenty_kills_under_load_lose_and_double_no_byte_and_a_stop_leaves_nothing() {
+    let mut scene = scene("", "");
+    if !wired(&scene, "twenty_kills_under_load_lose_and_double_no_byte_and_a_stop_leaves_nothing") {
+        return;
+    }
+    let interface = interface(&scene);
+    let bpffs = Bpffs::mount(&scene, "kills");
+    let pins = bpffs.pins();
+    configure(
+        &scene,
+        &format!(
+            "interfaces = '{interface}'\npins = '{}'\ndonated_rate = '200 Mbit/s'\nlocal_networks = ['0.0.0.0/0']",
+            pins.display()
+        ),
+        "[budget.month]\nvolume = '1 TB'",
+    );
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    scene.cluster.start_volunteer(0).unwrap();
+    // Totals and classes are read one after the other: packets in between show in one of them only, for a moment.
+    let outside = |sent: &Sent| sent.total - sent.classes();
+    let mut before = None;
+    scene
+        .wait("the counting to begin", || {
+            let now = Sent::read(&node(&scene), &interface);
+            let steady = now.is_some_and(|now: Sent| {
+                now.control > 0 && before.is_some_and(|before: Sent| outside(&before) == outside(&now))
+            });
+            before = now;
+            Ok(steady)
+        })
+        .unwrap();
+    assert_eq!(node(&scene)["source"]["kind"], "ebpf", "{}", node(&scene));
+    let before = before.unwrap();
+
+    let crowd = crowd(&scene, 4);
+    for _ in 0..KILLS {
+        let sent = sent_by_interface(&scene, &interface);
+        scene
+            .wait("some megabytes to be sent", || Ok(sent_by_interface(&scene, &interface) > sent + 2_000_000))
+            .unwrap();
+        scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+        assert!(pins.exists(), "the kernel counts on");
+        scene.cluster.start_volunteer(0).unwrap();
+    }
+    drop(crowd);
+
+    let mut seen = BTreeSet::new();
+    let settled = scene.wait("the counts to agree", || {
+        let Some(now) = Sent::read(&node(&scene), &interface) else { return Ok(false) };
+        let donated = now.delivery + now.sync - before.delivery - before.sync;
+        let lost = (outside(&now) as i64 - outside(&before) as i64, donated as i64 - (now.month - before.month) as i64);
+        seen.insert(lost);
+        Ok(lost == (0, 0) && donated > 2_000_000 * KILLS)
+    });
+    // By interface and by the ledger: how many bytes the counters lack, at each look.
+    settled.unwrap_or_else(|error| panic!("{error}: {seen:?}"));
+
+    let state = state(&scene);
+    let (code, said) = cleanup(&scene, &state);
+    assert!(code == Some(1) && said.contains("in use by a daemon that runs"), "{code:?} {said}");
+    let volunteer = scene.cluster.volunteers()[0].process().unwrap();
+    assert!(volunteer.stop(PATIENCE).unwrap().success(), "{}", volunteer.log().unwrap());
+    assert!(!pins.exists(), "a stop takes the pins away");
+    let filters = Program::new("tc").args(["filter", "show", "dev", &interface, "egress"]);
+    assert_eq!(host(&scene).run(&filters, PATIENCE).unwrap().text().trim(), "");
+
+    scene.cluster.start_volunteer(0).unwrap();
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    assert!(pins.exists());
+    let (code, said) = cleanup(&scene, &state);
+    assert!(code == Some(0) && said.contains("removed: ") && !pins.exists(), "{code:?} {said}");
+    let (code, said) = cleanup(&scene, &state);
+    assert!(code == Some(0) && said.contains("nothing of ours is left"), "{code:?} {said}");
+}
+
+#[test]
+fn a_month_that_is_used_up_sends_customers_back_and_cuts_nobody() {
+    let volume = 40_000_000;
+    let month = |volume: u64| format!("[budget.month]\nvolume = {volume}");
+    let mut scene = scene("", &month(volume));
+    let directory = scene.scratch("month").unwrap();
+    let url = scene.cluster.url(LARGE);
+    let expected = fs::read(scene.repository.root.join(LARGE)).unwrap();
+    let mut from_volunteer = 0;
+    // Rounds of customers at once, until none of a round is sent to the volunteer any more.
+    for round in 0..30 {
+        let targets: Vec<PathBuf> = (0..4).map(|n| directory.join(format!("{round}-{n}"))).collect();
+        let redirected: Vec<u64> = std::thread::scope(|scope| {
+            let customers: Vec<_> = targets
+                .iter()
+                .map(|target| scope.spawn(|| Fetched::get(&scene.customer, &url, target).unwrap()))
+                .collect();
+            customers.into_iter().map(|customer| customer.join().unwrap().redirects).collect()
+        });
+        for target in &targets {
+            assert!(fs::read(target).unwrap() == expected, "every customer gets the whole file");
+            fs::remove_file(target).unwrap();
+        }
+        // One redirect goes to the volunteer; a second one is its sending back.
+        from_volunteer += redirected.iter().filter(|&&redirects| redirects == 1).count();
+        if redirected.iter().all(|&redirects| redirects == 0) {
+            break;
+        }
+    }
+    assert!((7..=13).contains(&from_volunteer), "{from_volunteer} of 3 MB were served of 40 MB");
+    let used = |scene: &Scene| node(scene)["budget"]["used"].as_u64().unwrap();
+    assert!(used(&scene) > 20_000_000 && used(&scene) <= volume, "{} of {volume}", used(&scene));
+    let explained = scene.cluster.ctl(&["explain", LARGE]).unwrap();
+    assert!(explained["chosen"].is_null(), "{explained}");
+
+    // Neither a crash nor a restart gives anything back.
+    scene
+        .wait("the ledger to be on disk", || {
+            let page: Value = serde_json::from_slice(&fs::read(state(&scene).join("month.json"))?)?;
+            Ok(page["budget"]["used"].as_u64() == Some(used(&scene)))
+        })
+        .unwrap();
+    let used_before = used(&scene);
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    scene.cluster.start_volunteer(0).unwrap();
+    scene.wait("the volunteer to be back", || Ok(node(&scene)["heartbeat_age_ms"].as_u64() < Some(1_000))).unwrap();
+    assert!(used(&scene) >= used_before);
+    let again = Fetched::get(&scene.customer, &url, &directory.join("again")).unwrap();
+    assert_eq!(again.redirects, 0, "the origin serves it");
+
+    // The owner gives more, and customers come again.
+    configure(&scene, "", &month(10 * volume));
+    scene.cluster.volunteers()[0].process().unwrap().signal(Signal::HUP).unwrap();
+    scene.wait("customers to be sent to it again", || Ok(scene.status(&format!("/{LARGE}"))? == 302)).unwrap();
+}
+
+#[test]
+fn hours_in_which_nothing_is_given_close_the_volunteer() {
+    let closed = "[[budget.hours]]\ndays = 'daily'\nfrom = '00:00'\nuntil = '24:00'\nrate = 0\nsync_rate = '1 Gbit/s'";
+    let scene = Scene::start(&SceneOptions { volunteers: 1, ..SceneOptions::default() }).unwrap();
+    let file = format!("/{}", scene.large_files().unwrap().swap_remove(0).path);
+    assert_eq!(scene.status(&file).unwrap(), 302);
+    configure(&scene, "", closed);
+    let volunteer = scene.cluster.volunteers()[0].process().unwrap();
+    volunteer.signal(Signal::HUP).unwrap();
+    scene.wait("the origin to serve in its place", || Ok(scene.status(&file)? == 200)).unwrap();
+    let node = node(&scene);
+    assert_eq!((node["state"].as_str(), node["budget"]["limit"].as_str()), (Some("closed"), Some("hours")));
+    assert!(node["reason"].as_str().unwrap().contains("at this hour"), "{node}");
+    configure(&scene, "", "");
+    volunteer.signal(Signal::HUP).unwrap();
+    scene.wait("customers to be sent to it again", || Ok(scene.status(&file)? == 302)).unwrap();
+}
+
+#[test]
+fn without_rights_the_sockets_are_counted_within_a_thousandth() {
+    let mut scene = scene("", "");
+    if !wired(&scene, "without_rights_the_sockets_are_counted_within_a_thousandth") {
+        return;
+    }
+    let interface = interface(&scene);
+    configure(&scene, &format!("interfaces = '{interface}'\nlocal_networks = ['0.0.0.0/0']"), "");
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    let program = Program::new("setpriv")
+        .args(["--bounding-set", "-all", "--inh-caps", "-all"])
+        .arg(scene.cluster.program("dataplane"))
+        .args(["run", "--state"])
+        .arg(state(&scene));
+    let delivery = scene.cluster.volunteers()[0].delivery();
+    let daemon = host(&scene).start("unprivileged", &program).unwrap();
+    daemon.wait_for_port(&host(&scene), delivery, PATIENCE).unwrap();
+    scene
+        .wait("control to know how it counts", || Ok(node(&scene)["source"]["kind"] == "sockets"))
+        .unwrap();
+    let why = node(&scene)["source"]["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("CAP_"), "{why}");
+    let quiet = |scene: &Scene| {
+        let mut last = None;
+        scene
+            .wait("the counts to come to rest", || {
+                let now = Sent::read(&node(scene), &interface);
+                let still = now.is_some() && now.map(|n| n.delivery) == last.map(|n: Sent| n.delivery);
+                last = now;
+                Ok(still)
+            })
+            .unwrap();
+        last.unwrap()
+    };
+    let before = quiet(&scene);
+    let target = scene.scratch("fallback").unwrap().join("file");
+    for _ in 0..20 {
+        Fetched::get(&scene.customer, &format!("http://{delivery}/{LARGE}"), &target).unwrap();
+    }
+    let after = quiet(&scene);
+    // What is not delivery is known exactly enough: it is a thousandth of it, as heartbeats are.
+    let wire = (after.total - before.total) as f64;
+    let counted = (after.delivery - before.delivery + after.control - before.control) as f64;
+    let error = (counted - wire) / wire;
+    assert!(wire > 60e6 && error.abs() <= 0.001, "{counted} of {wire} bytes: {:.4} %", error * 100.0);
+    eprintln!("own sockets against the interface's counters: {:+.4} %", error * 100.0);
+    assert!(daemon.stop(PATIENCE).unwrap().success());
+}
+
+const KILLS: u64 = 20;
