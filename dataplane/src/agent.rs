@@ -43,6 +43,8 @@ pub struct Agent {
     pub terms: SharedTerms,
     /// The first address of the delivery port.
     pub bound: SocketAddr,
+    /// The sync port: where it is bound and what the owner says that peers are sent to; `None` when it is not open.
+    pub sync_port: Option<(SocketAddr, Option<PublicUrl>)>,
     /// What the owner says; may change.
     pub offer: watch::Receiver<Offer>,
     /// How far the stop of the daemon is.
@@ -80,16 +82,24 @@ impl Agent {
         let boot = rand::rng().random();
         let mut pulse = Pulse::default();
         let mut url = None;
+        let mut sync_url = None;
         for sequence in 1.. {
             let phase = *self.phase.borrow_and_update();
             if url.is_none() {
                 url = delivery_url(self.bound, &self.credential.api).await;
+                sync_url = match self.sync_port.clone() {
+                    Some((_, Some(said))) => Some(said.to_string()),
+                    Some((bound, None)) => {
+                        delivery_url(bound, &self.credential.api).await.map(|url| url.to_string())
+                    }
+                    None => None,
+                };
             }
             let offer = self.offer.borrow_and_update().clone();
             let delivery_url = offer.public_url.as_ref().or(url.as_ref()).map(ToString::to_string);
             let wait = match delivery_url {
                 Some(delivery_url) => {
-                    let heartbeat = self.heartbeat(boot, sequence, delivery_url, phase);
+                    let heartbeat = self.heartbeat(boot, sequence, delivery_url, sync_url.clone(), phase);
                     let outcome =
                         tokio::time::timeout(HEARTBEAT_TIMEOUT, self.control.heartbeat(&heartbeat)).await;
                     match outcome.unwrap_or(Err(ControlError::Silent { waited: HEARTBEAT_TIMEOUT })) {
@@ -130,7 +140,14 @@ impl Agent {
         }
     }
 
-    fn heartbeat(&mut self, boot: u64, sequence: u64, delivery_url: String, phase: Phase) -> Heartbeat {
+    fn heartbeat(
+        &mut self,
+        boot: u64,
+        sequence: u64,
+        delivery_url: String,
+        sync_url: Option<String>,
+        phase: Phase,
+    ) -> Heartbeat {
         let Outlook { offered, closed, report } = self.outlook.borrow_and_update().clone();
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let interfaces = ledger.read().unwrap_or_else(|error| {
@@ -147,7 +164,7 @@ impl Agent {
             sequence,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             delivery_url,
-            sync_url: None,
+            sync_url,
             readiness,
             donated_rate: offered,
             budget: Some(report),

@@ -30,6 +30,12 @@ pub struct Config {
     /// What customers are sent to; without it `http://` and the first address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_url: Option<PublicUrl>,
+    /// Where other mirrors fetch pieces; port 0 picks one. Without it the port after the first of `listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_listen: Option<SocketAddr>,
+    /// What other mirrors are sent to; without it `http://` and that address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync_public_url: Option<PublicUrl>,
     /// Where the mirror's tree is shown; without it `tree` beside the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree: Option<PathBuf>,
@@ -97,6 +103,8 @@ impl Default for Config {
         Self {
             listen: Vec::new(),
             public_url: None,
+            sync_listen: None,
+            sync_public_url: None,
             tree: None,
             state: None,
             interfaces: Interfaces::default(),
@@ -221,6 +229,8 @@ impl Config {
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         [
             ("listen", self.listen != new.listen),
+            ("sync_listen", self.sync_listen != new.sync_listen),
+            ("sync_public_url", self.sync_public_url != new.sync_public_url),
             ("tree", self.tree != new.tree),
             ("state", self.state != new.state),
             ("interfaces", self.interfaces != new.interfaces),

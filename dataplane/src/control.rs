@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use freshet_api::admin::ApiError;
+use freshet_api::bundle::BundleId;
 use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
 use freshet_api::manifest::{BYTES_MAX, Manifest, ManifestError};
+use freshet_api::swarm::{BundleList, SwarmPoll, SwarmReply};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::link::{Dialer, LinkError};
+use crate::swarm::Tracker;
 use crate::sync::{FetchError, ManifestSource};
 
 /// Control's API at one address.
@@ -70,6 +73,10 @@ impl ControlClient {
         let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
         let request = self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new())?;
         self.answer(request, BYTES_MAX).await
+    }
+
+    async fn get(&self, target: &str, bytes_max: usize) -> Result<Bytes, ControlError> {
+        self.answer(self.request(Method::GET, target, Bytes::new())?, bytes_max).await
     }
 
     async fn exchange<R: DeserializeOwned>(
@@ -137,6 +144,33 @@ impl ManifestSource for ControlClient {
     }
 }
 
+impl Tracker for ControlClient {
+    async fn bundles(&self) -> Result<BundleList, FetchError> {
+        let failed = |error| asked(BUNDLES, self.base.clone(), error);
+        let answer = self.get(BUNDLES, ANSWER_BYTES_MAX).await.map_err(failed)?;
+        serde_json::from_slice(&answer)
+            .map_err(|source| failed(ControlError::Nonsense { path: BUNDLES, source }))
+    }
+
+    async fn bundle(&self, id: BundleId) -> Result<Bytes, FetchError> {
+        let answer = self.get(&format!("{BUNDLE}{id}"), freshet_api::bundle::BYTES_MAX).await;
+        answer.map_err(|error| asked(BUNDLE, self.base.clone(), error))
+    }
+
+    async fn poll(&self, poll: &SwarmPoll) -> Result<SwarmReply, FetchError> {
+        self.exchange(SWARM, poll).await.map_err(|error| asked(SWARM, self.base.clone(), error))
+    }
+}
+
+fn asked(path: &'static str, from: String, error: ControlError) -> FetchError {
+    match error {
+        ControlError::Refused { status, .. } if matches!(status.as_u16(), 404 | 410) => {
+            FetchError::Gone { from, status: status.as_u16(), path: path.to_owned() }
+        }
+        error => fetch_error(from, error),
+    }
+}
+
 fn fetch_error(from: String, error: ControlError) -> FetchError {
     match error {
         ControlError::Link(error) => error.into(),
@@ -201,5 +235,8 @@ impl ControlError {
 }
 
 const MANIFEST: &str = "/v1/manifest";
+const BUNDLES: &str = "/v1/bundles";
+const BUNDLE: &str = "/v1/bundle/";
+const SWARM: &str = "/v1/swarm";
 /// Bytes of an answer at most, manifests apart.
 const ANSWER_BYTES_MAX: usize = 1 << 20;

@@ -26,5 +26,6 @@ pub mod network;
 pub mod run;
 pub mod serve;
 pub mod signals;
+pub mod swarm;
 pub mod sync;
 pub mod watch;

@@ -29,6 +29,7 @@ use crate::link::{Dialer, DialerOptions};
 use crate::logging::announce;
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::signals::{Ask, Signals};
+use crate::swarm::{PeerPort, Shelves, Swarm, SwarmOptions};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
 use crate::watch::{ClientWatch, ConnectionBounds, DeliveryWatch};
 
@@ -119,6 +120,7 @@ struct Volunteer {
     config: Config,
     signals: Signals,
     delivery: Running,
+    peers: Option<PeerPort>,
     terms: SharedTerms,
     patrol: Patrol,
     bounds: Arc<ConnectionBounds>,
@@ -218,6 +220,10 @@ impl Volunteer {
             .collect::<Result<_, _>>()
             .context("cannot count the delivery port")?;
 
+        let shelves = Shelves::default();
+        let peers = open_peer_port(&config, first, &credential, &mirror, &shelves, &pacer, &classes)?;
+        let sync_port = peers.as_ref().map(|peers| (peers.address(), config.sync_public_url.clone()));
+
         let client = Clients::new(&credential, classes.clone())?;
         let offer = Offer { public_url: config.public_url.clone() };
         let (offer, offer_heard) = watch::channel(offer);
@@ -236,6 +242,7 @@ impl Volunteer {
             outlook: patrol.outlook(),
             terms: Arc::clone(&terms),
             bound: first,
+            sync_port: sync_port.clone(),
             offer: offer_heard,
             phase: phase_heard,
             wanted,
@@ -244,7 +251,16 @@ impl Volunteer {
         let sync = tokio::spawn(crate::sync::run(
             mirror,
             client.control(&credential),
-            Origin::new(client.sync, origin_heard, pacer as Arc<dyn ReadPacer>),
+            Origin::new(client.sync.clone(), origin_heard.clone(), Arc::clone(&pacer) as Arc<dyn ReadPacer>),
+            Swarm {
+                tracker: Arc::new(client.control(&credential)),
+                dialer: client.sync.clone(),
+                pacer: pacer as Arc<dyn ReadPacer>,
+                origin: origin_heard,
+                shelves,
+                meter: Arc::default(),
+                options: SwarmOptions::default(),
+            },
             wanted_heard,
             SyncOptions::default(),
             sync_stop_heard,
@@ -252,9 +268,12 @@ impl Volunteer {
         let agent = tokio::spawn(agent.run(closed_said));
 
         let addresses = state.join(ADDRESSES);
-        write_addresses(&addresses, &bound)?;
+        write_addresses(&addresses, &bound, sync_port.as_ref().map(|(address, _)| *address))?;
         for address in &bound {
             announce(format_args!("delivery: http://{address}"));
+        }
+        if let Some((address, _)) = &sync_port {
+            announce(format_args!("sync: http://{address}"));
         }
         tracing::info!(node = %credential.node, name = credential.name, control = credential.api, "volunteering");
         Ok(Self {
@@ -262,6 +281,7 @@ impl Volunteer {
             config,
             signals,
             delivery,
+            peers,
             terms,
             patrol,
             bounds,
@@ -286,6 +306,7 @@ impl Volunteer {
         let Self {
             mut signals,
             delivery,
+            peers,
             terms,
             phase,
             mut closed,
@@ -313,7 +334,13 @@ impl Volunteer {
                     tracing::info!("control was not told of the stop");
                 }
                 // Joining the rings' threads blocks.
-                if let Err(error) = tokio::task::spawn_blocking(move || delivery.stop(grace)).await {
+                if let Err(error) = tokio::task::spawn_blocking(move || {
+                    // Peers find their pieces elsewhere.
+                    peers.into_iter().for_each(|peers| peers.stop(Duration::ZERO));
+                    delivery.stop(grace);
+                })
+                .await
+                {
                     tracing::error!(%error, "a ring did not end well");
                 }
                 if tokio::time::timeout(SYNC_ENDS_WITHIN, sync).await.is_err() {
@@ -377,11 +404,13 @@ impl Volunteer {
 #[derive(Serialize)]
 struct Addresses<'a> {
     delivery: &'a [SocketAddr],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sync: Option<SocketAddr>,
 }
 
-fn write_addresses(path: &Path, delivery: &[SocketAddr]) -> Result<(), Failure> {
+fn write_addresses(path: &Path, delivery: &[SocketAddr], sync: Option<SocketAddr>) -> Result<(), Failure> {
     let mut text =
-        serde_json::to_vec_pretty(&Addresses { delivery }).context("cannot write the addresses")?;
+        serde_json::to_vec_pretty(&Addresses { delivery, sync }).context("cannot write the addresses")?;
     text.push(b'\n');
     crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
@@ -424,6 +453,37 @@ fn interfaces(config: &Config) -> InterfaceChoice {
     match config.interfaces.choice() {
         InterfaceChoice::Automatic if loopback_only => LOOPBACK.parse().unwrap_or_default(),
         choice => choice.clone(),
+    }
+}
+
+/// Opens the port for peers. One that the owner did not ask for is done without when it can't be had.
+fn open_peer_port(
+    config: &Config,
+    delivery: SocketAddr,
+    credential: &Credential,
+    mirror: &Arc<Mirror>,
+    shelves: &Shelves,
+    pacer: &Arc<DonationPacer>,
+    classes: &freshet_ebpf::Classes,
+) -> Result<Option<PeerPort>, Failure> {
+    // Beside a delivery port that was picked, one that is picked too.
+    let picked = config.listen.first().is_some_and(|listen| listen.port() == 0);
+    let beside = SocketAddr::new(delivery.ip(), if picked { 0 } else { delivery.port().wrapping_add(1) });
+    let opened = PeerPort::open(
+        config.sync_listen.unwrap_or(beside),
+        &credential.ticket_key,
+        Arc::clone(mirror),
+        shelves.clone(),
+        Arc::clone(pacer) as Arc<dyn Pacer>,
+        classes,
+    );
+    match opened {
+        Ok(port) => Ok(Some(port)),
+        Err(error) if config.sync_listen.is_some() => Err(anyhow!(error).into()),
+        Err(error) => {
+            tracing::warn!(%error, "going on without a sync port; set `sync_listen` to a free one");
+            Ok(None)
+        }
     }
 }
 

@@ -123,6 +123,28 @@ pub struct SyncProgress {
     pub bytes_held: u64,
     /// What stops it, in words, if something does.
     pub trouble: Option<String>,
+    /// What is being copied, and from where it came.
+    #[serde(default)]
+    pub transfer: Transfer,
+}
+
+/// What sync copies. The bytes grow from the daemon's start on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Peers of the swarm that are asked now.
+    pub peers: u32,
+    /// Received over the last seconds, from the origin and from peers together.
+    pub rate: BytesPerSec,
+    /// Payload from the origin.
+    pub origin_bytes: u64,
+    /// Payload from peers, verified.
+    pub peer_bytes: u64,
+    /// Found on this host's own disk.
+    pub disk_bytes: u64,
+    /// Made by recipes.
+    pub recipe_bytes: u64,
+    /// Payload that came and was dropped: wrong, too late, or asked for twice.
+    pub wasted_bytes: u64,
 }
 
 /// A change of what a volunteer holds and serves.

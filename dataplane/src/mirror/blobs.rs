@@ -25,6 +25,7 @@ pub(super) struct BlobStore {
     scratch: OwnedFd,
     partial_path: PathBuf,
     partial: OwnedFd,
+    swarm_path: PathBuf,
     next_scratch: AtomicU64,
     /// Contents whose partial file somebody writes now.
     receiving: Mutex<HashSet<ContentHash>>,
@@ -37,8 +38,8 @@ pub(super) struct BlobStore {
 impl BlobStore {
     /// Opens the store below a state directory, and clears what a kill left half-written.
     pub(super) fn open(state: &Path, reserve_bytes: u64) -> Result<Self, MirrorError> {
-        let [blobs_path, scratch_path, partial_path] =
-            ["blobs", "scratch", "partial"].map(|name| state.join(name));
+        let [blobs_path, scratch_path, partial_path, swarm_path] =
+            ["blobs", "scratch", "partial", "swarm"].map(|name| state.join(name));
         let blobs = directory(&blobs_path)?;
         for shard in 0..=255u8 {
             make_directory(&blobs, &hex::encode([shard])).map_err(MirrorError::disk("make", &blobs_path))?;
@@ -49,6 +50,7 @@ impl BlobStore {
                 .map_err(MirrorError::disk("clear", scratch_path.join(&name)))?;
         }
         let partial = directory(&partial_path)?;
+        directory(&swarm_path)?;
         Ok(Self {
             blobs_path,
             blobs,
@@ -56,6 +58,7 @@ impl BlobStore {
             scratch,
             partial_path,
             partial,
+            swarm_path,
             next_scratch: AtomicU64::new(0),
             receiving: Mutex::default(),
             reserve_bytes,
@@ -66,6 +69,11 @@ impl BlobStore {
 
     pub(super) fn path(&self) -> &Path {
         &self.blobs_path
+    }
+
+    /// Where what is copied in pieces lies until it is whole; on the blobs' filesystem.
+    pub(super) fn swarm_path(&self) -> &Path {
+        &self.swarm_path
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
@@ -132,6 +140,17 @@ impl BlobStore {
         Ok(Aside { place: Place::Partial(content.to_hex()), file })
     }
 
+    /// A file in another directory on this filesystem that was verified whole, ready for [`BlobStore::install`].
+    pub(super) fn whole_elsewhere(&self, found: Elsewhere, mtime: i64) -> Result<Aside, MirrorError> {
+        let Elsewhere { file, directory, name } = found;
+        finish(&file, mtime).map_err(|source| MirrorError::Disk {
+            doing: "finish",
+            path: self.swarm_path.join(&name),
+            source,
+        })?;
+        Ok(Aside { place: Place::Elsewhere(directory, name), file })
+    }
+
     /// Makes a batch durable: one `syncfs` for many, `fsync` for few.
     pub(super) fn sync(&self, batch: &[(ContentHash, Aside)]) -> Result<(), MirrorError> {
         if batch.len() > FSYNC_MAX {
@@ -158,6 +177,7 @@ impl BlobStore {
         let (directory, from) = match &aside.place {
             Place::Scratch(name) => (&self.scratch, name),
             Place::Partial(name) => (&self.partial, name),
+            Place::Elsewhere(directory, name) => (&**directory, name),
         };
         rustix::fs::renameat(directory, from.as_str(), &self.blobs, &*name)
             .map_err(MirrorError::disk("install", self.blobs_path.join(&name)))
@@ -291,6 +311,14 @@ pub(super) struct Aside {
 enum Place {
     Scratch(String),
     Partial(String),
+    Elsewhere(std::sync::Arc<OwnedFd>, String),
+}
+
+/// A file that lies in another directory of this filesystem.
+pub(super) struct Elsewhere {
+    pub(super) file: File,
+    pub(super) directory: std::sync::Arc<OwnedFd>,
+    pub(super) name: String,
 }
 
 /// The partial file of a content, which nobody else writes while this lives.

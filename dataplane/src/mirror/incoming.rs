@@ -11,7 +11,7 @@ use std::sync::Arc;
 use freshet_api::ContentHash;
 
 use super::MirrorError;
-use super::blobs::{BlobStore, Partial};
+use super::blobs::{BlobStore, Elsewhere, Partial};
 use super::state::Want;
 
 /// Takes in the bytes of one content.
@@ -38,6 +38,7 @@ pub struct Arrived {
 pub(super) enum ArrivedBytes {
     Memory(Vec<u8>),
     Partial(File),
+    Elsewhere(Elsewhere),
     /// It has its name already, or was linked to it.
     InPlace,
 }
@@ -225,7 +226,7 @@ impl Arrived {
     pub fn memory_bytes(&self) -> usize {
         match &self.bytes {
             ArrivedBytes::Memory(bytes) => bytes.len(),
-            ArrivedBytes::Partial(_) | ArrivedBytes::InPlace => 0,
+            ArrivedBytes::Partial(_) | ArrivedBytes::Elsewhere(_) | ArrivedBytes::InPlace => 0,
         }
     }
 }

@@ -6,6 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::source::{BlobSource, FetchError};
 use crate::mirror::{Arrived, Incoming, Mirror, MirrorError, ReceiveError, Want};
+use crate::swarm::Meter;
 
 /// A content that waits for its batch, with the memory it was given.
 pub(super) struct Delivery {
@@ -19,6 +20,17 @@ impl Delivery {
     }
 }
 
+/// Where a content is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// At the source.
+    Source,
+    /// On this disk, and at the source when it is not there.
+    DiskFirst,
+    /// On this disk; others fetch it when it is not there.
+    DiskOnly,
+}
+
 /// What all fetches share.
 pub(super) struct Fetcher<B> {
     pub(super) mirror: Arc<Mirror>,
@@ -26,27 +38,30 @@ pub(super) struct Fetcher<B> {
     /// Bytes of memory for contents on their way to the disk.
     pub(super) memory: Arc<Semaphore>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
+    pub(super) meter: Arc<Meter>,
 }
 
 impl<B: BlobSource> Fetcher<B> {
-    /// Fetches a content, or takes it from the disk when it may be there (`local`).
-    pub(super) async fn fetch(&self, want: &Want, local: bool) -> Result<(), FetchError> {
+    /// Brings a content in; whether it was had.
+    pub(super) async fn fetch(&self, want: &Want, way: Way) -> Result<bool, FetchError> {
         let bytes = u32::try_from(want.size).unwrap_or(u32::MAX).clamp(1, FETCH_BYTES_MAX);
         // The semaphore is never closed.
         let Ok(memory) = Arc::clone(&self.memory).acquire_many_owned(bytes).await else {
             return Err(FetchError::NoSource);
         };
-        let arrived = match local {
-            true => self.take_local(want).await?,
-            false => None,
+        let arrived = match way {
+            Way::Source => None,
+            Way::DiskFirst | Way::DiskOnly => self.take_local(want).await?,
         };
-        let arrived = match arrived {
-            Some(arrived) => arrived,
-            None => self.receive(want).await?,
+        let (arrived, counter) = match arrived {
+            Some(arrived) => (arrived, &self.meter.disk),
+            None if way == Way::DiskOnly => return Ok(false),
+            None => (self.receive(want).await?, &self.meter.origin),
         };
+        Meter::add(counter, want.size);
         // It fails only when the sync is being stopped: nobody waits for the outcome then.
         let _ = self.deliveries.send(Delivery { arrived, memory }).await;
-        Ok(())
+        Ok(true)
     }
 
     async fn take_local(&self, want: &Want) -> Result<Option<Arrived>, MirrorError> {

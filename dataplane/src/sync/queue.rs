@@ -167,6 +167,22 @@ impl Queue {
             && self.uncommitted.is_empty()
     }
 
+    /// Whether a content is being fetched, or waits for its batch.
+    pub(super) fn is_busy(&self, content: &ContentHash) -> bool {
+        self.under_way.contains_key(content) || self.uncommitted.contains(content)
+    }
+
+    /// One more content to be fetched, unless it is known already.
+    pub(super) fn add(&mut self, want: Want) {
+        let delayed = self.delayed.keys().any(|(_, content)| *content == want.content);
+        if !delayed
+            && !self.is_busy(&want.content)
+            && self.waiting.iter().all(|known| known.content != want.content)
+        {
+            self.waiting.push_back(want);
+        }
+    }
+
     /// How many contents failed and wait for another attempt.
     pub(super) fn failing(&self) -> usize {
         self.failures.len()

@@ -15,11 +15,12 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::backoff::Backoff;
 use super::commit::{Committed, commit_all};
-use super::fetch::{Fetcher, blocking};
+use super::fetch::{Fetcher, Way, blocking};
 use super::queue::Queue;
 use super::source::{BlobSource, FetchError, ManifestSource, Retry};
 use crate::link::Fault;
 use crate::mirror::{Finished, Mirror, MirrorError, Rechecked, Want};
+use crate::swarm::{Client, Event, Swarm, Tracker};
 
 /// Bounds of the sync client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +55,11 @@ impl Default for SyncOptions {
 /// Keeps `mirror` at the state that `wanted` names (0: not known yet), until `stop` is true or its sender gone.
 ///
 /// Dropped instead of stopped it loses nothing but what was on its way.
-pub async fn run<M: ManifestSource, B: BlobSource>(
+pub async fn run<M: ManifestSource, B: BlobSource, T: Tracker>(
     mirror: Arc<Mirror>,
     manifests: M,
     blobs: B,
+    swarm: Swarm<T>,
     wanted: watch::Receiver<u64>,
     options: SyncOptions,
     mut stop: watch::Receiver<bool>,
@@ -67,10 +69,14 @@ pub async fn run<M: ManifestSource, B: BlobSource>(
     let mut committer = JoinSet::new();
     committer.spawn(commit_all(Arc::clone(&mirror), delivered, outcomes));
     let memory = Arc::new(Semaphore::new(MEMORY_BYTES));
-    let fetcher = Arc::new(Fetcher { mirror: Arc::clone(&mirror), blobs, memory, deliveries });
+    let meter = Arc::clone(&swarm.meter);
+    let fetcher = Arc::new(Fetcher { mirror: Arc::clone(&mirror), blobs, memory, deliveries, meter });
+    let swarm = Client::new(Arc::clone(&mirror), swarm);
     let going = Going(Arc::new(AtomicBool::new(true)));
     let mut sync = Sync {
         mirror,
+        swarm,
+        not_local: HashSet::new(),
         manifests: Arc::new(manifests),
         fetcher,
         backoff: Backoff { first: options.retry_first, most: options.retry_most },
@@ -130,8 +136,11 @@ impl Drop for Going {
     }
 }
 
-struct Sync<M, B> {
+struct Sync<M, B, T> {
     mirror: Arc<Mirror>,
+    swarm: Client<T>,
+    /// Contents that were looked for on this disk in vain, for this target.
+    not_local: HashSet<ContentHash>,
     manifests: Arc<M>,
     fetcher: Arc<Fetcher<B>>,
     options: SyncOptions,
@@ -157,7 +166,7 @@ struct Sync<M, B> {
 }
 
 /// A content and how its fetch ended.
-type Fetched = (Want, Result<(), FetchError>);
+type Fetched = (Want, Result<bool, FetchError>);
 
 #[derive(Default)]
 struct ManifestState {
@@ -173,13 +182,14 @@ struct ManifestState {
 #[derive(Default)]
 struct Trouble {
     local: Option<String>,
+    swarm: Option<String>,
     manifest: Option<String>,
     source: Option<String>,
     /// Of the file that failed last; told only while nothing else can be done.
     file: Option<String>,
 }
 
-impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
+impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
     /// Starts what can be started now.
     fn begin(&mut self) {
         let now = Instant::now();
@@ -192,10 +202,14 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
         }
         while let Some(want) = self.queue.next(now) {
             let fetcher = Arc::clone(&self.fetcher);
-            let local = self.local.remove(&want.content);
+            let way = match self.local.remove(&want.content) {
+                false => Way::Source,
+                true if self.swarm.covers(&want) => Way::DiskOnly,
+                true => Way::DiskFirst,
+            };
             let content = want.content;
             let abort = self.fetches.spawn(async move {
-                let result = fetcher.fetch(&want, local).await;
+                let result = fetcher.fetch(&want, way).await;
                 (want, result)
             });
             self.tasks.insert(abort.id(), content);
@@ -208,7 +222,7 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
     /// Dropped while it waits, nothing is lost; the dealing is not interrupted by other events, only by a stop.
     async fn step(&mut self) {
         let now = Instant::now();
-        if self.queue.is_empty() && self.finish_at.is_some_and(|at| at <= now) {
+        if self.is_idle() && self.finish_at.is_some_and(|at| at <= now) {
             return self.finish().await;
         }
         if self.sweep_at <= now {
@@ -223,6 +237,7 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
             }
             Some(fetched) = self.fetches.join_next_with_id() => self.fetched(fetched),
             Some(committed) = self.committed.recv() => self.settled(committed).await,
+            event = self.swarm.event() => self.swarm_event(event).await,
             Some(rechecked) = self.rechecks.join_next() => self.rechecked(rechecked).await,
             changed = self.wanted.changed(), if !self.wanted_ended => self.wanted_ended = changed.is_err(),
             () = tokio::time::sleep_until(wake_at.into()) => {}
@@ -230,12 +245,31 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
     }
 
     fn next_wake(&self, now: Instant) -> Instant {
-        let finish_at = self.finish_at.filter(|_| self.queue.is_empty());
+        let finish_at = self.finish_at.filter(|_| self.is_idle());
         let manifest_at = self.manifest.not_before.filter(|&at| at > now && self.asking.is_empty());
         [self.queue.next_change(now), finish_at, manifest_at]
             .into_iter()
             .flatten()
             .fold(self.sweep_at, Instant::min)
+    }
+
+    /// Whether all that is wanted is on disk, as far as is known here.
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.swarm.is_idle()
+    }
+
+    async fn swarm_event(&mut self, event: Event) {
+        match event {
+            Event::Committed => {
+                self.finish_at.get_or_insert_with(Instant::now);
+            }
+            Event::Replan => self.replan().await,
+            Event::Trouble(trouble) => {
+                self.trouble.swarm = trouble;
+                self.tell();
+            }
+            Event::Tick => {}
+        }
     }
 
     fn manifest_is_due(&self, now: Instant) -> bool {
@@ -268,6 +302,8 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
                     self.manifest.failures = 0;
                     self.manifest.not_before = None;
                 }
+                self.not_local.clear();
+                self.swarm.refresh().await;
                 self.replan().await;
             }
             Err(error) => {
@@ -298,9 +334,16 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
         })
         .await;
         match planned {
-            Ok((wants, local)) => {
+            Ok((wants, mut local)) => {
+                local.retain(|content| !self.not_local.contains(content));
+                let (mut here, wants): (Vec<Want>, Vec<Want>) = wants
+                    .into_iter()
+                    .partition(|want| local.contains(&want.content) || self.queue.is_busy(&want.content));
+                // What this disk has is not copied from elsewhere, and what is on its way stays where it is.
+                here.extend(self.swarm.plan(wants));
+                here.sort_unstable_by(|a, b| (a.last, &a.path).cmp(&(b.last, &b.path)));
                 self.local = local;
-                for in_vain in self.queue.plan(wants) {
+                for in_vain in self.queue.plan(here) {
                     if let Some(abort) = self.aborts.get(&in_vain) {
                         abort.abort();
                     }
@@ -332,12 +375,24 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
         };
         self.aborts.remove(&want.content);
         let now = Instant::now();
-        let Err(error) = result else {
-            self.queue.fetched(want.content);
-            if self.trouble.source.take().is_some() {
-                self.tell();
+        let error = match result {
+            Ok(true) => {
+                self.queue.fetched(want.content);
+                if self.trouble.source.take().is_some() {
+                    self.tell();
+                }
+                return;
             }
-            return;
+            Ok(false) => {
+                self.not_local.insert(want.content);
+                if self.queue.left(&want.content)
+                    && let Some(want) = self.swarm.add(want)
+                {
+                    self.queue.add(want);
+                }
+                return;
+            }
+            Err(error) => error,
         };
         let blame = error.blame();
         tracing::debug!(path = %want.path, %error, ?blame, "a fetch failed");
@@ -414,7 +469,7 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
             }
             Ok(Finished::Missing) => {
                 self.replan().await;
-                if self.queue.is_empty() {
+                if self.is_idle() {
                     // What is left is being hashed again.
                     self.finish_at = Some(Instant::now() + AGAIN);
                 }
@@ -463,11 +518,11 @@ impl<M: ManifestSource, B: BlobSource> Sync<M, B> {
 
     /// Says what is wrong, the nearest trouble first.
     fn tell(&self) {
-        let Trouble { local, manifest, source, file } = &self.trouble;
+        let Trouble { local, swarm, manifest, source, file } = &self.trouble;
         let file = file.as_ref().filter(|_| self.queue.failing() > 0);
         let file =
             file.map(|file| format!("{} files can't be fetched for now: {file}", self.queue.failing()));
-        let trouble = local.clone().or(manifest.clone()).or(source.clone()).or(file);
+        let trouble = local.clone().or(swarm.clone()).or(manifest.clone()).or(source.clone()).or(file);
         self.mirror.set_trouble(trouble);
     }
 }

@@ -1,0 +1,493 @@
+//! Divides what the mirror wants among the bundles that are being copied, and starts and ends their sessions.
+//!
+//! It fetches nothing itself. What no bundle has, or what a bundle failed to bring, it leaves to its caller.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use freshet_api::ContentHash;
+use freshet_api::bundle::{Bundle, BundleError, BundleId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::fetch::{Fetcher, blocking};
+use super::harvest::Barn;
+use super::layout::{Layout, Source};
+use super::meter::Speed;
+use super::session::{End, Parts, Report, Session};
+use super::store::{self, PieceStore};
+use super::tracker::Tracker;
+use super::{Swarm, SwarmOptions};
+use crate::mirror::{Mirror, Want};
+use crate::sync::FetchError;
+
+/// What happened, for the loop of the sync client.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Contents are on disk under their names.
+    Committed,
+    /// What is wanted should be divided anew.
+    Replan,
+    /// What stops the copying in pieces, or that nothing does any more.
+    Trouble(Option<String>),
+    /// Time to tell people how it goes.
+    Tick,
+}
+
+/// The swarm side of the sync client.
+pub(crate) struct Client<T> {
+    mirror: Arc<Mirror>,
+    tracker: Arc<T>,
+    swarm: Swarm<T>,
+    /// Bundles that are being copied, oldest first, as far as they could be read.
+    layouts: Vec<Arc<Layout>>,
+    running: HashMap<BundleId, Running>,
+    /// Bundles that are left alone, and until when.
+    dead: HashMap<BundleId, Instant>,
+    /// Contents that a bundle has and can't give.
+    excluded: HashSet<ContentHash>,
+    outstanding: HashMap<ContentHash, BundleId>,
+    /// What was added since plans were last sent.
+    added: Vec<Want>,
+    send_at: Option<Instant>,
+    tasks: JoinSet<()>,
+    reports: mpsc::Receiver<(BundleId, Report)>,
+    reporter: mpsc::Sender<(BundleId, Report)>,
+    listing: JoinSet<Result<Listing, FetchError>>,
+    list_at: Instant,
+    list_failures: u32,
+    speed: Speed,
+    tick_at: Instant,
+}
+
+struct Running {
+    plan: watch::Sender<Arc<Vec<Want>>>,
+    wants: BTreeMap<ContentHash, Want>,
+}
+
+struct Listing {
+    layouts: Vec<Arc<Layout>>,
+}
+
+impl<T: Tracker> Client<T> {
+    pub(crate) fn new(mirror: Arc<Mirror>, swarm: Swarm<T>) -> Self {
+        let (reporter, reports) = mpsc::channel(REPORTS_MAX);
+        let now = Instant::now();
+        Self {
+            mirror,
+            tracker: Arc::clone(&swarm.tracker),
+            swarm,
+            layouts: Vec::new(),
+            running: HashMap::new(),
+            dead: HashMap::new(),
+            excluded: HashSet::new(),
+            outstanding: HashMap::new(),
+            added: Vec::new(),
+            send_at: None,
+            tasks: JoinSet::new(),
+            reports,
+            reporter,
+            listing: JoinSet::new(),
+            list_at: now,
+            list_failures: 0,
+            speed: Speed::default(),
+            tick_at: now,
+        }
+    }
+
+    /// Asks which bundles there are now, within a bounded time. For a new state of the catalogue.
+    pub(crate) async fn refresh(&mut self) {
+        self.excluded.clear();
+        self.listing = JoinSet::new();
+        self.list();
+        if let Ok(Some(listed)) =
+            tokio::time::timeout(self.swarm.options.list_within, self.listing.join_next()).await
+        {
+            self.listed(listed.unwrap_or(Err(FetchError::NoSource)));
+        }
+    }
+
+    /// Takes what bundles have; returns the rest, which is to be fetched otherwise.
+    pub(crate) fn plan(&mut self, wants: Vec<Want>) -> Vec<Want> {
+        let now = Instant::now();
+        self.dead.retain(|_, until| *until > now);
+        self.added.clear();
+        self.send_at = None;
+        self.outstanding.clear();
+        let coming: HashSet<ContentHash> = wants.iter().map(|want| want.content).collect();
+        let mut rest = Vec::new();
+        let mut plans: HashMap<BundleId, BTreeMap<ContentHash, Want>> = HashMap::new();
+        for want in wants {
+            match self.bundle_of(&want, |base| coming.contains(base)) {
+                Some(bundle) => {
+                    self.outstanding.insert(want.content, bundle);
+                    plans.entry(bundle).or_default().insert(want.content, want);
+                }
+                None => rest.push(want),
+            }
+        }
+        for (bundle, running) in &mut self.running {
+            let wants = plans.remove(bundle).unwrap_or_default();
+            running.set(wants);
+        }
+        for layout in self.layouts.clone() {
+            let wants = plans.remove(&layout.id).unwrap_or_default();
+            self.start(layout, wants);
+        }
+        rest
+    }
+
+    /// Whether a bundle has this content.
+    pub(crate) fn covers(&self, want: &Want) -> bool {
+        self.bundle_of(want, |base| self.outstanding.contains_key(base)).is_some()
+    }
+
+    /// Takes one more content, if a bundle has it.
+    pub(crate) fn add(&mut self, want: Want) -> Option<Want> {
+        let Some(bundle) = self.bundle_of(&want, |base| self.outstanding.contains_key(base)) else {
+            return Some(want);
+        };
+        self.outstanding.insert(want.content, bundle);
+        self.added.push(want);
+        self.send_at.get_or_insert(Instant::now() + GATHER);
+        None
+    }
+
+    /// Whether anything is still to come.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
+    }
+
+    /// What happens next. Dropped while it waits, nothing is lost.
+    pub(crate) async fn event(&mut self) -> Event {
+        loop {
+            let now = Instant::now();
+            if self.tick_at <= now {
+                self.tick_at = now + TICK;
+                self.mirror.set_transfer(self.swarm.meter.read(&mut self.speed, now));
+                return Event::Tick;
+            }
+            if self.send_at.is_some_and(|at| at <= now) {
+                self.send_added();
+            }
+            if self.list_at <= now && self.listing.is_empty() {
+                self.list();
+            }
+            let wake_at = [Some(self.tick_at), self.send_at, self.listing.is_empty().then_some(self.list_at)];
+            let wake_at = wake_at.into_iter().flatten().min().unwrap_or(self.tick_at);
+            tokio::select! {
+                Some((bundle, report)) = self.reports.recv() => {
+                    if let Some(event) = self.reported(bundle, report) {
+                        return event;
+                    }
+                }
+                Some(listed) = self.listing.join_next() => {
+                    if self.listed(listed.unwrap_or(Err(FetchError::NoSource))) {
+                        return Event::Replan;
+                    }
+                }
+                Some(_ended) = self.tasks.join_next() => {}
+                () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    fn reported(&mut self, bundle: BundleId, report: Report) -> Option<Event> {
+        match report {
+            Report::Committed(contents) => {
+                for content in &contents {
+                    self.delivered(bundle, content);
+                }
+                let done = self.running.get(&bundle).is_none_or(|running| running.wants.is_empty());
+                let others_wait = || self.outstanding.values().any(|from| !self.running.contains_key(from));
+                // The next bundle's turn has come.
+                Some(if done && others_wait() { Event::Replan } else { Event::Committed })
+            }
+            Report::Refused(contents) => {
+                tracing::info!(%bundle, contents = contents.len(), "a bundle can't give what it names; it is fetched whole");
+                for content in contents {
+                    self.delivered(bundle, &content);
+                    self.excluded.insert(content);
+                }
+                Some(Event::Replan)
+            }
+            Report::Trouble(trouble) => Some(Event::Trouble(trouble)),
+            Report::Ended(end) => {
+                tracing::info!(%bundle, ?end, "a bundle is not copied any more");
+                self.running.remove(&bundle);
+                self.swarm.shelves.close(bundle);
+                let again = match end {
+                    End::Stuck(_) => DEAD_FOR,
+                    End::Complete | End::Closed => GONE_FOR,
+                };
+                self.dead.insert(bundle, Instant::now() + again);
+                self.outstanding.retain(|_, from| *from != bundle);
+                if end == End::Complete {
+                    self.sweep();
+                }
+                Some(Event::Replan)
+            }
+        }
+    }
+
+    fn delivered(&mut self, bundle: BundleId, content: &ContentHash) {
+        self.outstanding.remove(content);
+        if let Some(running) = self.running.get_mut(&bundle) {
+            running.wants.remove(content);
+        }
+    }
+
+    fn list(&mut self) {
+        let known: HashMap<BundleId, Arc<Layout>> =
+            self.layouts.iter().map(|layout| (layout.id, Arc::clone(layout))).collect();
+        let (tracker, mirror) = (Arc::clone(&self.tracker), Arc::clone(&self.mirror));
+        self.listing.spawn(async move {
+            let listed = tracker.bundles().await?;
+            let mut layouts = Vec::new();
+            let newest = listed.bundles.len().saturating_sub(BUNDLES_MAX);
+            for bundle in listed.bundles.into_iter().skip(newest) {
+                let layout = match known.get(&bundle.id) {
+                    Some(layout) => Some(Arc::clone(layout)),
+                    None => load(&*tracker, &mirror, bundle.id).await?,
+                };
+                layouts.extend(layout);
+            }
+            Ok(Listing { layouts })
+        });
+    }
+
+    /// Takes a list in; whether it may change where something comes from.
+    fn listed(&mut self, listed: Result<Listing, FetchError>) -> bool {
+        let now = Instant::now();
+        let listing = match listed {
+            Ok(listing) => listing,
+            Err(FetchError::Gone { .. }) => Listing { layouts: Vec::new() },
+            Err(error) => {
+                self.list_failures = self.list_failures.saturating_add(1);
+                self.list_at =
+                    now + self.swarm.options.list_apart.saturating_mul(1 << self.list_failures.min(4));
+                tracing::debug!(%error, "control did not say which bundles are being copied");
+                return false;
+            }
+        };
+        self.list_failures = 0;
+        self.list_at = now + self.swarm.options.list_apart.mul_f64(0.75 + rand::random::<f64>() / 2.0);
+        let ids = |layouts: &[Arc<Layout>]| layouts.iter().map(|layout| layout.id).collect::<HashSet<_>>();
+        let (before, after) = (ids(&self.layouts), ids(&listing.layouts));
+        self.layouts = listing.layouts;
+        if before.difference(&after).next().is_some() {
+            self.dead.retain(|bundle, _| after.contains(bundle));
+        }
+        if before != after {
+            self.sweep();
+        }
+        after.difference(&before).next().is_some()
+    }
+
+    /// Deletes what is kept of bundles that nobody copies any more.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        let listed = self.layouts.iter().map(|layout| layout.id);
+        let listed =
+            listed.filter(|bundle| self.dead.get(bundle).is_none_or(|until| *until < now + GONE_FOR / 2));
+        let keep: HashSet<String> =
+            listed.chain(self.running.keys().copied()).map(|bundle| bundle.to_string()).collect();
+        let mirror = Arc::clone(&self.mirror);
+        self.tasks.spawn(async move {
+            let swept = blocking(move || store::sweep(&mirror, |name| keep.contains(name))).await;
+            if let Err(error) = swept {
+                tracing::warn!(%error, "what was kept for peers could not be deleted");
+            }
+        });
+    }
+
+    /// Which bundle to take a content from: the first that has it and can give it.
+    fn bundle_of(&self, want: &Want, coming: impl Fn(&ContentHash) -> bool) -> Option<BundleId> {
+        if want.size == 0 || self.excluded.contains(&want.content) {
+            return None;
+        }
+        let alive = self.layouts.iter().filter(|layout| !self.dead.contains_key(&layout.id));
+        let mut able = alive.filter(|layout| match layout.source(want) {
+            None => false,
+            Some(Source::Object(_) | Source::Member { .. }) => true,
+            Some(Source::Recipe(number)) => {
+                let bases = &layout.bundle.recipes[number].bases;
+                layout.recipe_source(number).is_some()
+                    && bases
+                        .iter()
+                        .all(|base| *base != want.content && (coming(base) || self.mirror.holds(base)))
+            }
+        });
+        able.next().map(|layout| layout.id)
+    }
+
+    /// Starts a bundle's session if something is wanted from it, or peers may want what is kept of it.
+    fn start(&mut self, layout: Arc<Layout>, wants: BTreeMap<ContentHash, Want>) {
+        let id = layout.id;
+        if self.running.contains_key(&id) || self.dead.contains_key(&id) {
+            return;
+        }
+        let kept = || self.mirror.swarm_directory().join(id.to_string()).join(store::BITMAP).exists();
+        let busy = self.running.values().filter(|running| !running.wants.is_empty()).count();
+        // What is wanted of further bundles waits for its turn.
+        if (wants.is_empty() && !kept()) || (!wants.is_empty() && busy >= SESSIONS_MAX) {
+            return;
+        }
+        let (plan, plans) = watch::channel(Arc::default());
+        let mut running = Running { plan, wants: BTreeMap::new() };
+        running.set(wants);
+        self.running.insert(id, running);
+        let (mirror, tracker, meter) =
+            (Arc::clone(&self.mirror), Arc::clone(&self.tracker), Arc::clone(&self.swarm.meter));
+        let (dialer, pacer, origin, shelves, options) = (
+            self.swarm.dialer.clone(),
+            Arc::clone(&self.swarm.pacer),
+            self.swarm.origin.clone(),
+            self.swarm.shelves.clone(),
+            self.swarm.options.clone(),
+        );
+        let all = self.reporter.clone();
+        self.tasks.spawn(async move {
+            let (reports, mut own) = mpsc::channel(REPORTS_MAX);
+            let session = async {
+                let (opening, at) = (Arc::clone(&layout), Arc::clone(&mirror));
+                let store = open(opening, at, &options, &reports).await;
+                let barn = Barn { mirror, layout: Arc::clone(&layout), store: Arc::clone(&store) };
+                let fetcher = Arc::new(Fetcher { dialer, pacer, layout: Arc::clone(&layout), store });
+                let shelf = shelves.open(layout);
+                let parts = Parts { tracker, barn, shelf, fetcher, origin, meter, options };
+                Session::run(parts, plans, reports).await;
+            };
+            let pass_on = async {
+                while let Some(report) = own.recv().await {
+                    if all.send((id, report)).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::join!(session, pass_on);
+        });
+    }
+
+    fn send_added(&mut self) {
+        self.send_at = None;
+        let mut changed: HashSet<BundleId> = HashSet::new();
+        let mut unstarted: HashMap<BundleId, BTreeMap<ContentHash, Want>> = HashMap::new();
+        for want in std::mem::take(&mut self.added) {
+            let Some(&bundle) = self.outstanding.get(&want.content) else { continue };
+            match self.running.get_mut(&bundle) {
+                Some(running) => {
+                    running.wants.insert(want.content, want);
+                    changed.insert(bundle);
+                }
+                None => drop(unstarted.entry(bundle).or_default().insert(want.content, want)),
+            }
+        }
+        for bundle in changed {
+            if let Some(running) = self.running.get_mut(&bundle) {
+                let wants = std::mem::take(&mut running.wants);
+                running.set(wants);
+            }
+        }
+        for layout in self.layouts.clone() {
+            if let Some(wants) = unstarted.remove(&layout.id) {
+                self.start(layout, wants);
+            }
+        }
+    }
+}
+
+impl Running {
+    fn set(&mut self, wants: BTreeMap<ContentHash, Want>) {
+        self.wants = wants;
+        self.plan.send_replace(Arc::new(self.wants.values().cloned().collect()));
+    }
+}
+
+/// Opens a bundle's directory, however long the disk needs to be in order again.
+async fn open(
+    layout: Arc<Layout>,
+    mirror: Arc<Mirror>,
+    options: &SwarmOptions,
+    reports: &mpsc::Sender<Report>,
+) -> Arc<PieceStore> {
+    let mut troubled = false;
+    loop {
+        let (mirror, layout) = (Arc::clone(&mirror), Arc::clone(&layout));
+        match blocking(move || PieceStore::open(mirror, layout)).await {
+            Ok(store) => {
+                if troubled {
+                    let _ = reports.send(Report::Trouble(None)).await;
+                }
+                return Arc::new(store);
+            }
+            Err(error) => {
+                troubled = true;
+                let _ = reports.send(Report::Trouble(Some(error.to_string()))).await;
+                tokio::time::sleep(options.local_retry).await;
+            }
+        }
+    }
+}
+
+/// A bundle from this disk, or from control; `None` when it can't be used.
+async fn load<T: Tracker>(
+    tracker: &T,
+    mirror: &Arc<Mirror>,
+    id: BundleId,
+) -> Result<Option<Arc<Layout>>, FetchError> {
+    let path = mirror.swarm_directory().join(id.to_string()).join(DESCRIPTION);
+    let kept = path.clone();
+    let kept =
+        blocking(move || Ok(std::fs::read(&kept).ok().and_then(|wire| decode(id, &wire).ok()))).await?;
+    if kept.is_some() {
+        return Ok(kept);
+    }
+    let wire = match tracker.bundle(id).await {
+        Ok(wire) => wire,
+        Err(FetchError::Gone { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let decoded = blocking(move || {
+        let layout = decode(id, &wire);
+        if layout.is_ok()
+            && let Some(directory) = path.parent()
+        {
+            // Without it the bundle is fetched again after a restart, which costs little.
+            let written =
+                std::fs::create_dir_all(directory).and_then(|()| crate::durable::write(&path, &wire, 0o600));
+            if let Err(error) = written {
+                tracing::debug!(%error, "a bundle's description is not kept");
+            }
+        }
+        Ok(layout)
+    })
+    .await?;
+    match decoded {
+        Ok(layout) => Ok(Some(layout)),
+        Err(error) => {
+            tracing::warn!(bundle = %id, %error, "a bundle can't be used; its contents are fetched whole");
+            Ok(None)
+        }
+    }
+}
+
+fn decode(id: BundleId, wire: &[u8]) -> Result<Arc<Layout>, BundleError> {
+    Ok(Arc::new(Layout::new(id, Bundle::decode(id, wire)?)))
+}
+
+/// Bundles that are copied at once at most; of more the newest.
+const BUNDLES_MAX: usize = 64;
+/// Bundles from which something is fetched at once at most.
+const SESSIONS_MAX: usize = 3;
+const REPORTS_MAX: usize = 64;
+/// The wire form of a bundle within its directory.
+const DESCRIPTION: &str = "bundle";
+/// How long single contents are gathered before a session hears of them.
+const GATHER: Duration = Duration::from_millis(50);
+/// How long a bundle is left alone that did not get on.
+const DEAD_FOR: Duration = Duration::from_secs(600);
+/// How long one is that is complete or closed: until it is no longer listed, in effect.
+const GONE_FOR: Duration = Duration::from_secs(7 * 24 * 3_600);
+const TICK: Duration = Duration::from_secs(1);

@@ -1,0 +1,105 @@
+//! What peers may have of the bundles that are being copied: read by the rings without waiting.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use freshet_api::ContentHash;
+use freshet_api::bundle::BundleId;
+use freshet_policy::swarm::PieceSet;
+
+use super::layout::Layout;
+use super::store::to_bits;
+
+/// All bundles of this volunteer. Cheap to clone; the copies are the same shelves.
+#[derive(Clone, Default)]
+pub struct Shelves(Arc<ArcSwap<HashMap<BundleId, Arc<Shelf>>>>);
+
+/// One bundle: which of its pieces are verified and durable.
+pub(crate) struct Shelf {
+    layout: Arc<Layout>,
+    bits: ArcSwap<Bytes>,
+}
+
+/// An object of which (a part) lies in a bundle's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shelved {
+    pub(crate) bundle: BundleId,
+    pub(crate) size: u64,
+    object: usize,
+    whole: bool,
+}
+
+impl Shelves {
+    /// Opens one for a bundle.
+    pub(crate) fn open(&self, layout: Arc<Layout>) -> Arc<Shelf> {
+        let bits = to_bits(&PieceSet::new(layout.pieces()));
+        let shelf = Arc::new(Shelf { layout, bits: ArcSwap::from_pointee(bits.into()) });
+        self.0.rcu(|shelves| {
+            let mut shelves = HashMap::clone(shelves);
+            shelves.insert(shelf.layout.id, Arc::clone(&shelf));
+            shelves
+        });
+        shelf
+    }
+
+    /// Closes it: nothing of it is served from its directory any more.
+    pub(crate) fn close(&self, bundle: BundleId) {
+        self.0.rcu(|shelves| {
+            let mut shelves = HashMap::clone(shelves);
+            shelves.remove(&bundle);
+            shelves
+        });
+    }
+
+    /// The pieces of a bundle that are here, one bit each; `None` when it is not being copied.
+    pub(crate) fn bits(&self, bundle: &BundleId) -> Option<Bytes> {
+        self.0.load().get(bundle).map(|shelf| Bytes::clone(&shelf.bits.load()))
+    }
+
+    /// An object by its name.
+    pub(crate) fn find(&self, content: &ContentHash) -> Option<Shelved> {
+        self.0.load().iter().find_map(|(&bundle, shelf)| {
+            let object = shelf.layout.object(content)?;
+            let bits = shelf.bits.load();
+            let has = |piece: u32| has(&bits, piece);
+            let span = shelf.layout.spans[object].clone();
+            if !span.clone().any(has) {
+                return None;
+            }
+            let size = shelf.layout.bundle.objects[object].size;
+            Some(Shelved { bundle, size, object, whole: span.into_iter().all(has) })
+        })
+    }
+
+    /// Whether all pieces that overlap `range` of an object are here.
+    pub(crate) fn has(&self, found: &Shelved, range: Range<u64>) -> bool {
+        if found.whole {
+            return true;
+        }
+        let shelves = self.0.load();
+        let Some(shelf) = shelves.get(&found.bundle) else { return false };
+        let bits = shelf.bits.load();
+        !range.is_empty() && shelf.layout.covering(found.object, range).all(|piece| has(&bits, piece))
+    }
+}
+
+impl Shelf {
+    /// These pieces are verified and durable, and no others.
+    pub(crate) fn set(&self, pieces: &PieceSet) {
+        self.bits.store(Arc::new(to_bits(pieces).into()));
+    }
+}
+
+impl Shelved {
+    /// Whether any range may be sent.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
+    }
+}
+
+fn has(bits: &[u8], piece: u32) -> bool {
+    bits.get(piece as usize / 8).is_some_and(|byte| byte >> (piece % 8) & 1 == 1)
+}

@@ -1,0 +1,284 @@
+//! Tests of the swarm side of sync: several volunteers, an origin and a tracker in this process.
+
+mod field;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use freshet_api::NodeId;
+use freshet_api::bundle::BundleId;
+use freshet_engine::{Grant, Pacer};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::field::{Field, File, Seat};
+use super::*;
+use crate::link::DialerOptions;
+use crate::mirror::{Mirror, MirrorError, MirrorOptions};
+use crate::sync::{NoPacing, Origin, SyncOptions};
+
+/// A volunteer that can be killed and started again.
+struct Volunteer {
+    node: NodeId,
+    directory: tempfile::TempDir,
+    /// Another directory than the temporary one.
+    on: Option<std::path::PathBuf>,
+    field: Arc<Field>,
+    wanted: watch::Sender<u64>,
+    stop: watch::Sender<bool>,
+    mirror: Option<Arc<Mirror>>,
+    meter: Arc<Meter>,
+    port: Option<PeerPort>,
+    running: Option<JoinHandle<()>>,
+    pace: Arc<Slowed>,
+    options: SwarmOptions,
+}
+
+/// As fast as it goes, or so many bytes per second.
+struct Slowed(std::sync::atomic::AtomicU64);
+
+impl Pacer for Slowed {
+    fn unlimited(&self, _class: u8) -> bool {
+        false
+    }
+
+    fn take(&self, _class: u8, want: u64, _place: &mut freshet_engine::Place, _now: Instant) -> Grant {
+        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+            0 => Grant::Bytes(want),
+            // The engine asks before each chunk; a pause before small ones makes about that rate.
+            rate if rand::random::<f64>() < 0.5 => {
+                Grant::Wait(Duration::from_secs_f64(2_048.0 / rate as f64))
+            }
+            _ => Grant::Bytes(want.min(1_024)),
+        }
+    }
+}
+
+impl Volunteer {
+    async fn new(field: &Arc<Field>, node: u32) -> Self {
+        let options = SwarmOptions {
+            stall: Duration::from_secs(30),
+            local_retry: Duration::from_millis(50),
+            sync_apart: Duration::from_millis(5),
+            list_apart: Duration::from_millis(300),
+            ..SwarmOptions::default()
+        };
+        Self {
+            node: NodeId(node),
+            directory: tempfile::tempdir().unwrap(),
+            on: None,
+            field: Arc::clone(field),
+            wanted: watch::channel(0).0,
+            stop: watch::channel(false).0,
+            mirror: None,
+            meter: Arc::default(),
+            port: None,
+            running: None,
+            pace: Arc::new(Slowed(0.into())),
+            options,
+        }
+    }
+
+    async fn started(field: &Arc<Field>, node: u32) -> Self {
+        let mut volunteer = Self::new(field, node).await;
+        volunteer.start().await;
+        volunteer
+    }
+
+    fn root(&self) -> &Path {
+        self.on.as_deref().unwrap_or(self.directory.path())
+    }
+
+    fn tree(&self) -> std::path::PathBuf {
+        self.root().join("tree")
+    }
+
+    async fn start(&mut self) {
+        let mut options = MirrorOptions::new(self.root().join("state"), self.tree());
+        options.reserve_bytes = 0;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mirror = loop {
+            match Mirror::open(options.clone()) {
+                Ok(mirror) => break mirror,
+                // A killed one's last blocking step may still be letting go of the index.
+                Err(MirrorError::InUse { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
+        self.mirror = Some(Arc::clone(&mirror));
+        let counting = freshet_ebpf::Options { classifiers: false, ..Default::default() };
+        let classes = freshet_ebpf::open(counting).unwrap().classes;
+        let shelves = Shelves::default();
+        let port = PeerPort::open(
+            "127.0.0.1:0".parse().unwrap(),
+            &Field::key(self.node),
+            Arc::clone(&mirror),
+            shelves.clone(),
+            Arc::clone(&self.pace) as Arc<dyn Pacer>,
+            &classes,
+        )
+        .unwrap();
+        let seat = Seat::sit(&self.field, self.node, format!("http://{}", port.address()));
+        self.port = Some(port);
+        let endpoint = OriginEndpoint { url: self.field.url(), token: "t".into() };
+        // Its sender may go: the endpoint stays as it is.
+        let endpoint = watch::channel(Some(endpoint)).1;
+        let dialer =
+            Dialer::new(DialerOptions { read_timeout: Duration::from_secs(3), ..DialerOptions::new(2) });
+        self.meter = Arc::default();
+        let swarm = Swarm {
+            tracker: Arc::new(seat),
+            dialer: dialer.clone(),
+            pacer: Arc::new(NoPacing),
+            origin: endpoint.clone(),
+            shelves,
+            meter: Arc::clone(&self.meter),
+            options: self.options.clone(),
+        };
+        let options = SyncOptions {
+            retry_first: Duration::from_millis(10),
+            retry_most: Duration::from_millis(100),
+            local_retry: Duration::from_millis(50),
+            grace: Duration::ZERO,
+            ..SyncOptions::default()
+        };
+        self.running = Some(tokio::spawn(crate::sync::run(
+            mirror,
+            Arc::clone(&self.field),
+            Origin::new(dialer, endpoint, Arc::new(NoPacing)),
+            swarm,
+            self.wanted.subscribe(),
+            options,
+            self.stop.subscribe(),
+        )));
+    }
+
+    /// Ends it as a kill would: whatever it was doing is dropped.
+    async fn kill(&mut self) {
+        let running = self.running.take().unwrap();
+        running.abort();
+        let _ = running.await;
+        let port = self.port.take().unwrap();
+        tokio::task::spawn_blocking(move || port.stop(Duration::ZERO)).await.unwrap();
+        let weak = Arc::downgrade(&self.mirror.take().unwrap());
+        until("blocking work has ended", || weak.strong_count() == 0).await;
+        self.field.forget(self.node);
+    }
+
+    fn mirror(&self) -> &Mirror {
+        self.mirror.as_ref().unwrap()
+    }
+
+    fn complete(&self) -> u64 {
+        self.mirror().progress().complete
+    }
+}
+
+/// `count` volunteers that are up.
+async fn volunteers(field: &Arc<Field>, count: u32) -> Vec<Volunteer> {
+    let mut all = Vec::new();
+    for node in 1..=count {
+        all.push(Volunteer::started(field, node).await);
+    }
+    all
+}
+
+async fn all_complete(volunteers: &[Volunteer], sequence: u64) {
+    volunteers.iter().for_each(|volunteer| drop(volunteer.wanted.send_replace(sequence)));
+    until_or(
+        || volunteers.iter().all(|volunteer| volunteer.complete() == sequence),
+        || format!("{:?}", volunteers.iter().map(|v| v.mirror().progress()).collect::<Vec<_>>()),
+    )
+    .await;
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    until_or(condition, || what.to_owned()).await;
+}
+
+async fn until_or(condition: impl Fn() -> bool, what: impl Fn() -> String) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {}", what());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    let mut bytes = vec![0; length];
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// Every file below a directory: path and content.
+fn walk(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn same(volunteer: &Volunteer, files: &[File]) {
+    let expected: BTreeMap<String, Vec<u8>> = files.iter().cloned().collect();
+    let found = walk(&volunteer.tree());
+    assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
+    assert!(found == expected, "the contents differ");
+}
+
+/// A few large files and some small ones, an empty one and an index among them.
+fn sample() -> Vec<File> {
+    let mut files = vec![
+        ("pool/large".to_owned(), content(1, 1_500_000)),
+        ("pool/odd".to_owned(), content(2, 333_333)),
+        ("pool/one-piece".to_owned(), content(3, 100_000)),
+        ("pool/empty".to_owned(), Vec::new()),
+        ("dists/Release".to_owned(), content(4, 900)),
+    ];
+    files.extend((0..60).map(|n| (format!("pool/small/{n}"), content(100 + n, 40 + n as usize * 300))));
+    files
+}
+
+fn contents(files: &[File]) -> Vec<Vec<u8>> {
+    files.iter().map(|(_, content)| content.clone()).collect()
+}
+
+fn bundled(field: &Field, files: &[File]) -> BundleId {
+    field.bundle(&contents(files), 16 << 10, 64 << 10, &[])
+}
+
+fn total(files: &[File]) -> u64 {
+    files.iter().map(|(_, content)| content.len() as u64).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_mirrors_cost_the_origin_about_one_copy() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    let sequence = field.publish(&files);
+    let volunteers = volunteers(&field, 6).await;
+    all_complete(&volunteers, sequence).await;
+    volunteers.iter().for_each(|volunteer| same(volunteer, &files));
+    let sent = field.origin_bytes();
+    assert!(sent <= total(&files) * 11 / 10, "the origin sent {sent} of {} bytes", total(&files));
+    // Nobody needs what was kept for peers.
+    let kept =
+        |volunteer: &Volunteer| std::fs::read_dir(volunteer.mirror().swarm_directory()).unwrap().count();
+    until("all is swept", || volunteers.iter().all(|volunteer| kept(volunteer) == 0)).await;
+}
