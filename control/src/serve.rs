@@ -216,6 +216,7 @@ fn swarm_options(settings: &Settings) -> SwarmOptions {
         repo: settings.repo.clone(),
         state: settings.state.clone(),
         spool_max: settings.spool_max,
+        patterns: settings.patterns.clone(),
         sync_rate: settings.sync_rate,
         origin_copies: settings.origin_copies,
     }

@@ -193,6 +193,115 @@ pub struct StatusView {
     /// What the origin's sync port did since its start.
     #[serde(default)]
     pub sync_port: SyncPortView,
+    /// The swarm in a line.
+    #[serde(default)]
+    pub swarm: SwarmSummary,
+}
+
+/// The swarm in a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwarmSummary {
+    /// The state that volunteers are told of; behind the catalogue's while bundles are made.
+    pub released: u64,
+    /// Bundles kept.
+    pub bundles: u64,
+    /// Of which somebody still lacks something.
+    pub copying: u64,
+    /// Bytes of packs and recipes on disk.
+    pub spooled_bytes: u64,
+    /// What the origin sent to volunteers lately.
+    pub origin_rate: BytesPerSec,
+}
+
+/// `GET /v1/admin/swarm`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SwarmView {
+    /// The whole in a line.
+    pub summary: SwarmSummary,
+    /// Rate of the origin that leases are reckoned with: the operator's, or as measured.
+    pub origin_rate_reckoned: BytesPerSec,
+    /// Copies of a bundle that the origin sends at most.
+    pub origin_copies_max: f64,
+    /// Every bundle, oldest first.
+    pub bundles: Vec<BundleView>,
+    /// Volunteers that were caught with wrong bytes, and with what.
+    pub banned: Vec<BannedView>,
+}
+
+/// One bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BundleView {
+    /// Its identity, in hexadecimal.
+    pub id: String,
+    /// The state that first named its contents.
+    pub sequence: u64,
+    /// Bytes of its objects.
+    pub bytes: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Contents that are made by recipe instead of fetched, and their bytes.
+    pub recipes: u64,
+    /// Bytes of those.
+    pub recipe_target_bytes: u64,
+    /// Pieces.
+    pub pieces: u32,
+    /// Bytes of a piece.
+    pub piece_bytes: u32,
+    /// Pieces that some volunteer has that peers can ask.
+    pub spread: u32,
+    /// Leases given by the origin since control's start: pieces that it was asked for.
+    pub leases: u64,
+    /// Those among them that were given again at the end, for speed, or to who starved.
+    pub leases_again: u64,
+    /// `leases` over `pieces`: copies that the origin was asked for.
+    pub origin_copies: f64,
+    /// Whether everybody who wants it has it.
+    pub complete: bool,
+    /// How far everybody is who takes part.
+    pub members: Vec<BundleMember>,
+}
+
+/// A volunteer that takes part in a bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BundleMember {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Pieces that it has.
+    pub held: u32,
+    /// Pieces that it wants and lacks.
+    pub lacks: u32,
+    /// Leases that it has not used yet.
+    pub leases: u32,
+}
+
+/// A volunteer that was caught.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BannedView {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Since when and why.
+    pub why: String,
+}
+
+/// `POST /v1/admin/publish` asks for a walk over the repository; `GET /v1/admin/publish/WALK` tells how far it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PublishView {
+    /// Which walk.
+    pub walk: u64,
+    /// Whether it has ended and all that it found is in the catalogue.
+    pub walked: bool,
+    /// Files still to hash.
+    pub pending: u64,
+    /// The catalogue's state now.
+    pub sequence: u64,
+    /// The state that volunteers are told of.
+    pub released: u64,
+    /// Whether all that the walk found is released to volunteers.
+    pub done: bool,
 }
 
 /// The catalogue in figures.

@@ -11,7 +11,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use freshet_api::JoinString;
 use freshet_api::admin::{
-    AddNode, ExplainView, Holder, NodeAdded, NodeState, NodeView, StatusView, WhereView,
+    AddNode, ExplainView, Holder, NodeAdded, NodeState, NodeView, PublishView, StatusView, SwarmView,
+    WhereView,
 };
 use http::StatusCode;
 use serde::Deserialize;
@@ -187,7 +188,42 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Json<StatusView> {
             .collect(),
         front_door: api.parts.front_door.counters().view(),
         sync_port: api.parts.sync_counters.view(),
+        swarm: api.parts.swarm.summary(),
     })
+}
+
+pub(super) async fn swarm(State(api): State<Arc<Api>>) -> Json<SwarmView> {
+    Json(api.parts.swarm.view())
+}
+
+pub(super) async fn publish(State(api): State<Arc<Api>>) -> Json<PublishView> {
+    let walk = api.parts.catalog.rescan();
+    tracing::info!(walk, "asked to publish what is in the repository now");
+    Json(publication(&api, walk))
+}
+
+pub(super) async fn published(
+    State(api): State<Arc<Api>>,
+    walk: Result<Path<u64>, PathRejection>,
+) -> Result<Json<PublishView>, Problem> {
+    let Path(walk) = walk?;
+    Ok(Json(publication(&api, walk)))
+}
+
+fn publication(api: &Api, walk: u64) -> PublishView {
+    // In this order: what was walked is in the state that is read then.
+    let walked = *api.parts.catalog.walks().borrow() >= walk;
+    let catalog = api.parts.catalog.view();
+    let released = api.parts.swarm.release().load();
+    let done = walked && released.state.is_some() && released.sequence >= catalog.sequence;
+    PublishView {
+        walk,
+        walked,
+        pending: catalog.pending,
+        sequence: catalog.sequence,
+        released: released.sequence,
+        done,
+    }
 }
 
 async fn set_draining(

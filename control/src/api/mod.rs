@@ -118,6 +118,9 @@ impl Api {
             .route("/v1/admin/where", get(admin::holders))
             .route("/v1/admin/explain", get(admin::explain))
             .route("/v1/admin/status", get(admin::status))
+            .route("/v1/admin/swarm", get(admin::swarm))
+            .route("/v1/admin/publish", post(admin::publish))
+            .route("/v1/admin/publish/{walk}", get(admin::published))
             .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
             .layer(middleware::from_fn_with_state(Arc::clone(&self), admin::only_operators));
         Router::new()

@@ -49,6 +49,10 @@ pub(super) struct Keeper {
     pub(super) mounts_at: Option<Instant>,
     /// Whether a walk over everything has ended well since the start.
     pub(super) walked: bool,
+    /// The last walk asked for that was begun.
+    pub(super) walks_seen: u64,
+    /// The last of them that ended well.
+    pub(super) walks_ended: u64,
     /// Whether the database holds hashes of an earlier run that were not published.
     pub(super) carried: bool,
     pub(super) store: Option<Store>,
@@ -113,6 +117,8 @@ impl Keeper {
             walk_at: now,
             mounts_at: None,
             walked: false,
+            walks_seen: 0,
+            walks_ended: 0,
             carried: loaded.carried,
             store: Some(store),
             store_retry_at: now,
@@ -127,7 +133,9 @@ impl Keeper {
     pub(super) fn run(mut self) {
         while !self.stopping() {
             self.gather();
-            if self.shared.walk_asked.swap(false, Ordering::Relaxed) || Instant::now() >= self.walk_at {
+            let asked = self.shared.walks_asked.load(Ordering::Relaxed);
+            if asked != self.walks_seen || Instant::now() >= self.walk_at {
+                self.walks_seen = asked;
                 self.walk_all();
             }
             if self.mounts_at.is_some_and(|at| Instant::now() >= at) {
@@ -366,6 +374,8 @@ impl Keeper {
             // Whoever waited for the scan is told what it left out.
             self.report();
             self.shared.scanned.send_if_modified(|done| !std::mem::replace(done, true));
+            let ended = self.walks_ended;
+            self.shared.walks_done.send_if_modified(|done| std::mem::replace(done, ended) != ended);
         }
     }
 

@@ -39,6 +39,7 @@ impl Keeper {
         } else {
             self.walk_at = Instant::now() + self.options.rescan_every;
             self.walked = true;
+            self.walks_ended = self.walks_seen;
         }
     }
 

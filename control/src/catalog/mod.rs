@@ -108,7 +108,8 @@ impl Catalog {
             scanned: watch::Sender::new(false),
             left_out: Mutex::default(),
             pending: AtomicU64::new(0),
-            walk_asked: AtomicBool::new(false),
+            walks_asked: AtomicU64::new(0),
+            walks_done: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
             bell: Arc::clone(&bell),
         });
@@ -184,10 +185,16 @@ impl Catalog {
         self.desk.hashed_bytes()
     }
 
-    /// Asks for a walk over everything now.
-    pub fn rescan(&self) {
-        self.shared.walk_asked.store(true, Ordering::Relaxed);
+    /// Asks for a walk over everything now; returns its number for [`Catalog::walks`].
+    pub fn rescan(&self) -> u64 {
+        let walk = self.shared.walks_asked.fetch_add(1, Ordering::Relaxed) + 1;
         self.shared.bell.ring();
+        walk
+    }
+
+    /// Tells the number of the last walk asked for that has ended, with everything that it found published.
+    pub fn walks(&self) -> watch::Receiver<u64> {
+        self.shared.walks_done.subscribe()
     }
 
     /// Ends the threads and closes the database; the last state stays readable. Dropping the catalogue does the same.
@@ -222,7 +229,9 @@ struct Shared {
     scanned: watch::Sender<bool>,
     left_out: Mutex<Vec<String>>,
     pending: AtomicU64,
-    walk_asked: AtomicBool,
+    /// How many walks were asked for; the last of them stands for all before it.
+    walks_asked: AtomicU64,
+    walks_done: watch::Sender<u64>,
     stopping: AtomicBool,
     bell: Arc<Bell>,
 }

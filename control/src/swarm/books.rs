@@ -21,7 +21,7 @@ use crate::routing::DeliveryTarget;
 use crate::tracker::{Session, Tracker};
 
 /// The books of all bundles.
-pub struct Books {
+pub(super) struct Books {
     registry: Arc<dyn Registry>,
     tracker: Arc<dyn Tracker>,
     books: Mutex<HashMap<BundleId, Arc<Mutex<Book>>>>,
@@ -47,10 +47,8 @@ struct Book {
 /// One bundle in figures.
 #[derive(Clone, Debug)]
 pub(super) struct BookFigures {
-    pub(super) kept: Arc<Kept>,
-    /// For everybody who takes part: pieces held, pieces lacked, open leases.
+    /// Everybody who takes part.
     pub(super) members: Vec<freshet_policy::swarm::Progress>,
-    pub(super) done: Vec<NodeId>,
     pub(super) granted: freshet_policy::swarm::Granted,
     pub(super) spread: u32,
     pub(super) complete: bool,
@@ -58,11 +56,11 @@ pub(super) struct BookFigures {
 
 /// What came of a poll, beside the answer.
 #[derive(Debug)]
-pub struct Polled {
+pub(super) struct Polled {
     /// The answer.
-    pub reply: SwarmReply,
+    pub(super) reply: SwarmReply,
     /// Complaints that make sense: of members, about others.
-    pub complaints: Vec<Complaint>,
+    pub(super) complaints: Vec<Complaint>,
 }
 
 impl Books {
@@ -187,6 +185,11 @@ impl Books {
         (rate.rate(), rate.measured())
     }
 
+    /// Copies of a bundle that the origin sends at most.
+    pub(super) fn origin_copies(&self) -> f64 {
+        self.origin_copies
+    }
+
     /// Every bundle that somebody has asked about.
     pub(super) fn figures(&self, now: Moment) -> HashMap<BundleId, BookFigures> {
         let books: Vec<(BundleId, Arc<Mutex<Book>>)> =
@@ -195,9 +198,7 @@ impl Books {
             let mut book = lock(&book);
             let complete = self.is_complete(&mut book, now);
             let figures = BookFigures {
-                kept: Arc::clone(&book.kept),
                 members: book.leases.members().collect(),
-                done: book.done.iter().copied().collect(),
                 granted: book.leases.granted(),
                 spread: book.leases.spread(),
                 complete,

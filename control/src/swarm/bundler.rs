@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use freshet_api::bundle::{Bundle, Member, OBJECT_BYTES_MAX, Object};
+use freshet_api::bundle::{Bundle, Member, OBJECT_BYTES_MAX, Object, RecipeRef};
 use freshet_api::swarm::BUNDLES_MAX;
 use freshet_api::{Bytes, ContentHash};
 
 use super::content::{self, ContentError, Repository};
 use super::plan::{self, Part, Source};
+use super::recipes::{Cooked, RecipeMaker};
 use super::release::Release;
 use super::shelf::{Damage, Made, Released, Shelf};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Snapshot};
 use crate::registry::Registry;
 
 /// Everything that making bundles needs.
@@ -27,6 +28,7 @@ pub(super) struct Bundler {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) release: Arc<Release>,
+    pub(super) recipes: Mutex<RecipeMaker>,
     /// What must be made again; empty after the first time.
     pub(super) damage: Mutex<Damage>,
     pub(super) stopping: AtomicBool,
@@ -57,7 +59,12 @@ impl Bundler {
         let there = if damage.everything { self.shelf.all_contents() } else { self.shelf.made_ahead() };
         let sources = plan::new_contents(&state, known, &damage.contents, &there);
         if !sources.is_empty() {
-            self.bundle(sources, state.sequence());
+            match Repository::open(&self.repo) {
+                Ok(repository) => self.bundle(sources, &state, &repository),
+                Err(error) => {
+                    tracing::error!(%error, "the repository cannot be read: volunteers fetch whole files from the origin");
+                }
+            }
         }
         if self.stopping.load(Ordering::Relaxed) {
             return;
@@ -71,20 +78,24 @@ impl Bundler {
         self.release.set(state);
     }
 
-    fn bundle(&self, sources: Vec<Source>, sequence: u64) {
-        let repository = match Repository::open(&self.repo) {
-            Ok(repository) => repository,
-            Err(error) => {
-                tracing::error!(%error, "the repository cannot be read: volunteers fetch whole files from the origin");
-                return;
-            }
-        };
+    fn bundle(&self, sources: Vec<Source>, state: &Snapshot, repository: &Repository) {
+        let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopping = || self.stopping.load(Ordering::Relaxed);
+        let cooked = recipes.make(sources.clone(), state, repository, stopping);
+        self.bundle_cooked(cooked, state.sequence(), repository);
+        if !stopping() {
+            recipes.keep(&sources, state, repository);
+        }
+    }
+
+    fn bundle_cooked(&self, cooked: Cooked, sequence: u64, repository: &Repository) {
+        let sources = cooked.sources;
         let bytes: u64 = sources.iter().map(|source| source.size).sum();
         let bytes_max = BUNDLE_BYTES_MAX.max(bytes / (BUNDLES_MAX as u64 / 4)).min(OBJECT_BYTES_MAX);
         let parts = plan::parts(sources, self.shelf.spool_room());
         let peers = self.registry.nodes().iter().filter(|node| node.membership.is_some()).count();
         for parts in plan::bundles(parts, bytes_max) {
-            let made = Making::new(self, &repository, &parts, peers).and_then(|making| making.make(parts));
+            let made = Making::new(self, repository, &parts, peers).make(parts, &cooked.recipes);
             match made {
                 Ok(Some(made)) => {
                     let (id, size) = (made.id, Bytes(made.bundle.bytes()));
@@ -119,18 +130,13 @@ struct Making<'a> {
 }
 
 impl<'a> Making<'a> {
-    fn new(
-        bundler: &'a Bundler,
-        repository: &'a Repository,
-        parts: &[Part],
-        peers: usize,
-    ) -> Result<Self, ContentError> {
+    fn new(bundler: &'a Bundler, repository: &'a Repository, parts: &[Part], peers: usize) -> Self {
         let sizes: Vec<u64> = parts.iter().map(Part::size).collect();
         let bundle = Bundle { piece_bytes: plan::piece_bytes(&sizes, peers), ..Bundle::default() };
-        Ok(Self { bundler, repository, bundle, spooled: Vec::new(), names: HashSet::new(), left_out: 0 })
+        Self { bundler, repository, bundle, spooled: Vec::new(), names: HashSet::new(), left_out: 0 }
     }
 
-    fn make(mut self, parts: Vec<Part>) -> Result<Option<Made>, ContentError> {
+    fn make(mut self, parts: Vec<Part>, recipes: &[RecipeRef]) -> Result<Option<Made>, ContentError> {
         for part in parts {
             match part {
                 Part::Whole(source) => self.whole(source)?,
@@ -146,6 +152,10 @@ impl<'a> Making<'a> {
         if self.bundle.is_empty() {
             return Ok(None);
         }
+        let members = self.bundle.objects.iter().flat_map(|object| &object.members);
+        self.names.extend(members.map(|member| member.content));
+        self.bundle.recipes =
+            recipes.iter().filter(|made| self.names.contains(&made.recipe)).cloned().collect();
         let (id, wire) = self.bundle.encode().map_err(std::io::Error::other)?;
         Ok(Some(Made { id, wire, bundle: self.bundle, spooled: self.spooled }))
     }

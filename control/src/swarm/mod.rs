@@ -6,9 +6,11 @@ mod bundler;
 mod content;
 mod plan;
 mod recheck;
+mod recipes;
 mod release;
 mod shelf;
 mod uplink;
+mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ use tokio::sync::{Semaphore, watch};
 use self::books::Books;
 use self::bundler::Bundler;
 use self::recheck::Recheck;
-use crate::catalog::Catalog;
+use self::recipes::RecipeMaker;
+use crate::catalog::{Catalog, Patterns};
 use crate::clock::{Clock, epoch_secs};
 use crate::registry::Registry;
 use crate::sync_site::SyncCounters;
@@ -40,6 +43,7 @@ pub struct Swarm {
     shelf: Arc<Shelf>,
     release: Arc<Release>,
     books: Books,
+    registry: Arc<dyn Registry>,
     recheck: Arc<Recheck>,
     bundler: Arc<Bundler>,
     catalog: Arc<Catalog>,
@@ -58,6 +62,8 @@ pub struct SwarmOptions {
     pub state: PathBuf,
     /// Bytes of packs and recipes on disk at most, beside those of the last two releases.
     pub spool_max: Bytes,
+    /// What counts as an index.
+    pub patterns: Patterns,
     /// What the origin's uplink gives to sync; measured where it is not set.
     pub sync_rate: Option<BytesPerSec>,
     /// Copies of a bundle that the origin sends at most.
@@ -87,6 +93,8 @@ impl Swarm {
         let (shelf, damage) = Shelf::open(&options.state, options.spool_max.0)
             .with_context(|| format!("cannot open the bundles in {}", options.state.display()))?;
         let shelf = Arc::new(shelf);
+        let recipes = RecipeMaker::open(&options.state, options.spool_max.0 / 4, options.patterns)
+            .with_context(|| format!("cannot open the kept indexes in {}", options.state.display()))?;
         let release = Arc::new(Release::new(shelf.released().map_or(0, |released| released.sequence)));
         let bundler = Arc::new(Bundler {
             repo: options.repo,
@@ -94,12 +102,14 @@ impl Swarm {
             registry: Arc::clone(&rooms.registry),
             shelf: Arc::clone(&shelf),
             release: Arc::clone(&release),
+            recipes: Mutex::new(recipes),
             damage: Mutex::new(damage),
             stopping: AtomicBool::new(false),
         });
         bundler.resume();
         let recheck = Recheck::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.tracker), rooms.clock)?;
         Ok(Arc::new(Self {
+            registry: Arc::clone(&rooms.registry),
             recheck: Arc::new(recheck),
             books: Books::new(
                 rooms.registry,

@@ -58,7 +58,6 @@ pub(super) fn new_contents(
             let first = || state.by_content(content).map_or(entry.file, |first| first.file);
             again.contains(content) || (entry.file.0 > known && first().0 > known)
         })
-        .filter(|entry| seen.insert(entry.checksums.blake3))
         .map(|entry| Source {
             path: entry.path.as_str().to_owned(),
             content: entry.checksums.blake3,
@@ -66,8 +65,16 @@ pub(super) fn new_contents(
             made: None,
         })
         .collect();
+    // Of several paths the one that will be there again with the next version.
+    sources.sort_unstable_by(|a, b| by_hash(&a.path).cmp(&by_hash(&b.path)).then_with(|| a.cmp(b)));
+    sources.retain(|source| seen.insert(source.content));
     sources.sort_unstable();
     sources
+}
+
+/// Whether a file is named after its content, as apt's indexes are once more.
+fn by_hash(path: &str) -> bool {
+    path.contains("/by-hash/")
 }
 
 /// Puts small contents into packs, in the order of their paths and each of one collection only, as long as the packs

@@ -70,11 +70,11 @@ struct Index {
 /// The state that volunteers were last told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Released {
+pub(super) struct Released {
     /// Its sequence.
-    pub sequence: u64,
+    pub(super) sequence: u64,
     /// The highest file number in it or before.
-    pub file_max: u32,
+    pub(super) file_max: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

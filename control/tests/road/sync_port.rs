@@ -34,8 +34,8 @@ async fn no_other_token_opens_anything() {
     let stage = Stage::new().await;
     let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
     let reply = south.beat().await;
-    let sums = Checksums::of(&content(BIG, 300_000));
-    let url = format!("{}/blob/{}", reply.origin_sync_url, sums.blake3);
+    let wanted = ContentHash::of(&content(BIG, 300_000));
+    let url = format!("{}/blob/{}", reply.origin_sync_url, wanted);
     let forged = SyncToken { node: NodeId(1), expires: u32::MAX }.seal(&SyncKey([0; 32]));
     for token in ["", "x", forged.as_str(), &reply.sync_token[1..]] {
         let answer = stage.customer().get(&url).bearer_auth(token).send().await.unwrap();
@@ -46,7 +46,7 @@ async fn no_other_token_opens_anything() {
     let answer = stage.customer().get(&unknown).bearer_auth(&reply.sync_token).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     // The front door opens no blobs, and the sync port no paths.
-    assert_eq!(stage.get(&format!("blob/{}", sums.blake3)).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(stage.get(&format!("blob/{}", wanted)).await.status(), StatusCode::NOT_FOUND);
     let path = format!("{}/{BIG}", reply.origin_sync_url);
     let answer = stage.customer().get(&path).bearer_auth(&reply.sync_token).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);

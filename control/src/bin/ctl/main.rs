@@ -8,11 +8,13 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use freshet_api::admin::{
-    AddNode, ExplainView, NodeAdded, NodeView, OperatorCredentials, StatusView, WhereView,
+    AddNode, ExplainView, NodeAdded, NodeView, OperatorCredentials, PublishView, StatusView, SwarmView,
+    WhereView,
 };
 use serde::Serialize;
 
@@ -58,6 +60,15 @@ enum Verb {
     },
     /// The catalogue, the volunteers and the front door in figures.
     Status,
+    /// The swarm: bundles, who has how much of them, copies that the origin sent, who is banned and why.
+    Swarm,
+    /// Publishes what is in the repository now: the last step of a job that changes it. Ends when customers see it and
+    /// volunteers are told of it.
+    Publish {
+        /// Gives up waiting after so many seconds; what was asked for goes on.
+        #[arg(long, value_name = "SECS", default_value_t = 3600)]
+        timeout: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,11 +180,45 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 client.get("explain", &[("path", path), ("client", &address)]).await?;
             print(json, &explained, |out| show::explanation(out, &explained))
         }
+        Verb::Swarm => {
+            let swarm: SwarmView = client.get("swarm", &[]).await?;
+            print(json, &swarm, |out| show::swarm(out, &swarm))
+        }
+        Verb::Publish { timeout } => {
+            let published = publish(&client, Duration::from_secs(*timeout)).await?;
+            print(json, &published, |out| {
+                writeln!(out, "published: state {} is what customers and volunteers see", published.released)
+            })
+        }
         Verb::Status => {
             let status: StatusView = client.get("status", &[]).await?;
             print(json, &status, |out| show::status(out, &status))
         }
     }
+}
+
+/// Asks for a walk and waits until volunteers are told of all that it found.
+async fn publish(client: &Client, timeout: Duration) -> anyhow::Result<PublishView> {
+    let begun = Instant::now();
+    let mut view: PublishView = client.post("publish", &()).await?;
+    let mut told = None;
+    while !view.done {
+        let stage = if view.walked { "making bundles for volunteers" } else { "reading the repository" };
+        if told != Some(stage) {
+            eprintln!("{stage}");
+            told = Some(stage);
+        }
+        if begun.elapsed() >= timeout {
+            bail!(
+                "not done within {} s ({stage}, {} files still to hash); control goes on with it",
+                timeout.as_secs(),
+                view.pending
+            );
+        }
+        tokio::time::sleep(PUBLISH_POLL).await;
+        view = client.get(&format!("publish/{}", view.walk), &[]).await?;
+    }
+    Ok(view)
 }
 
 fn credentials(arguments: &Arguments) -> anyhow::Result<OperatorCredentials> {
@@ -230,6 +275,7 @@ fn print<T: Serialize>(
     }
 }
 
+const PUBLISH_POLL: Duration = Duration::from_millis(200);
 const CREDENTIALS_DEFAULT: &str = "/var/lib/freshet/control/admin.json";
 
 #[cfg(test)]

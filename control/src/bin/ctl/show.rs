@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, WhereView};
+use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, SwarmView, WhereView};
 use freshet_api::heartbeat::{BudgetReport, SyncProgress};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
@@ -242,6 +242,13 @@ pub(crate) fn status(out: &mut impl Write, status: &StatusView) -> Outcome {
             format!("{} small or metadata, {} for want of a volunteer", door.direct, door.fallback),
         ),
         ("origin sent", Bytes(door.body_bytes).to_string()),
+        (
+            "swarm",
+            format!(
+                "volunteers see state {}; {} bundles, {} being copied; the origin sends {}",
+                status.swarm.released, status.swarm.bundles, status.swarm.copying, status.swarm.origin_rate
+            ),
+        ),
         ("came back", format!("{} customers, {} forged tickets", door.came_back, door.tickets_refused)),
         ("not found", door.not_found.to_string()),
     ] {
@@ -252,6 +259,83 @@ pub(crate) fn status(out: &mut impl Write, status: &StatusView) -> Outcome {
         for reason in &catalog.left_out {
             writeln!(out, "  {reason}")?;
         }
+    }
+    Ok(())
+}
+
+/// The swarm: a line a bundle, and a line a volunteer for those that are being copied.
+pub(crate) fn swarm(out: &mut impl Write, swarm: &SwarmView) -> Outcome {
+    let summary = &swarm.summary;
+    for (name, value) in [
+        ("released", format!("state {}", summary.released)),
+        (
+            "origin",
+            format!(
+                "sends {}, reckoned with {}, at most {} copies",
+                summary.origin_rate, swarm.origin_rate_reckoned, swarm.origin_copies_max
+            ),
+        ),
+        ("on disk", format!("{} of packs and recipes", Bytes(summary.spooled_bytes))),
+    ] {
+        writeln!(out, "{name:<9} {value}")?;
+    }
+    let mut bundles = table(&[
+        "bundle",
+        "state",
+        "size",
+        "objects",
+        "recipes",
+        "they save",
+        "pieces",
+        "piece",
+        "spread",
+        "copies sent",
+        "",
+    ]);
+    right(&mut bundles, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    for bundle in &swarm.bundles {
+        bundles.add_row([
+            bundle.id.chars().take(ID_CHARS_SHOWN).collect(),
+            bundle.sequence.to_string(),
+            Bytes(bundle.bytes).to_string(),
+            bundle.objects.to_string(),
+            bundle.recipes.to_string(),
+            Bytes(bundle.recipe_target_bytes).to_string(),
+            bundle.pieces.to_string(),
+            Bytes(u64::from(bundle.piece_bytes)).to_string(),
+            bundle.spread.to_string(),
+            format!("{:.3}", bundle.origin_copies),
+            match (bundle.complete, bundle.members.is_empty()) {
+                (true, _) => "everybody has it".to_owned(),
+                (false, true) => "not asked for since control's start".to_owned(),
+                (false, false) => "being copied".to_owned(),
+            },
+        ]);
+    }
+    if swarm.bundles.is_empty() {
+        writeln!(out, "no bundles: nothing was released yet")?;
+    } else {
+        writeln!(out, "{}", bundles.trim_fmt())?;
+    }
+    let mut members = table(&["bundle", "node", "name", "has", "lacks", "leases"]);
+    right(&mut members, &[1, 3, 4, 5]);
+    for bundle in swarm.bundles.iter().filter(|bundle| !bundle.complete) {
+        for member in &bundle.members {
+            members.add_row([
+                bundle.id.chars().take(ID_CHARS_SHOWN).collect(),
+                member.node.to_string(),
+                member.name.clone(),
+                format!("{} %", u64::from(member.held) * 100 / u64::from(bundle.pieces.max(1))),
+                member.lacks.to_string(),
+                member.leases.to_string(),
+            ]);
+        }
+    }
+    if members.row_count() > 0 {
+        writeln!(out, "\n{}", members.trim_fmt())?;
+    }
+    for banned in &swarm.banned {
+        writeln!(out, "volunteer {} ({}) is {}", banned.name, banned.node, banned.why)?;
     }
     Ok(())
 }
@@ -310,6 +394,9 @@ fn age(duration: Duration) -> String {
 fn moment(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
 }
+
+/// As many as tell bundles apart.
+const ID_CHARS_SHOWN: usize = 12;
 
 #[cfg(test)]
 mod tests {
