@@ -46,8 +46,8 @@ struct Traffic {
     /// Ours and his.
     total: CounterRate,
     capacity: CapacityEstimate,
-    /// What the capacity was estimated from.
-    link: Option<BytesPerSec>,
+    /// What the capacity was estimated from: the owner's word and the driver's.
+    links: [Option<BytesPerSec>; 2],
 }
 
 /// What is given until the next look.
@@ -78,8 +78,6 @@ impl Steward {
     pub fn set_terms(&mut self, config: &Config) {
         self.budget.set_terms(terms(config));
         self.terms = Terms::of(config);
-        // The capacity may be another one now.
-        self.interfaces.values_mut().for_each(|traffic| traffic.link = None);
     }
 
     /// The month as it stands, for the disk.
@@ -120,10 +118,11 @@ impl Steward {
         let mut owner = Owner::default();
         for interface in reading.interfaces.iter().filter(|interface| interface.present) {
             let traffic = self.interfaces.entry(interface.name.clone()).or_insert_with(Traffic::new);
-            let link = links.get(&interface.name).copied();
-            if traffic.link != link {
-                let configured = first.and_then(|first| first.link);
-                (traffic.capacity, traffic.link) = (CapacityEstimate::new(configured, link), link);
+            let [configured, driver] =
+                [first.and_then(|first| first.link), links.get(&interface.name).copied()];
+            if traffic.links != [configured, driver] {
+                traffic.capacity = CapacityEstimate::new(configured, driver);
+                traffic.links = [configured, driver];
             }
             let (out, incoming) = traffic.read(interface, now);
             owner.sending = BytesPerSec(owner.sending.0.saturating_add(out.0));
@@ -207,7 +206,7 @@ impl Traffic {
             incoming: CounterRate::new(OWNER_TIME),
             total: CounterRate::new(OWNER_TIME),
             capacity: CapacityEstimate::new(None, None),
-            link: None,
+            links: [None; 2],
         }
     }
 

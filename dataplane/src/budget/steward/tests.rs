@@ -308,6 +308,7 @@ fn a_link_is_what_the_driver_says_unless_the_owner_says_less() {
     let text = "[budget.owner_first]\nlink = 500000\nmargin = 0\n";
     assert_eq!(of(text, &[("eth0", 1_000_000)]).sending, Some(BytesPerSec(475_000)));
     assert_eq!(of(text, &[("eth0", 100_000)]).sending, Some(BytesPerSec(95_000)));
+    assert_eq!(of(text, &[]).sending, Some(BytesPerSec(475_000)), "the driver need not say anything");
 }
 
 #[test]
