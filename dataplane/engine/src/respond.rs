@@ -25,8 +25,6 @@ use crate::uring::{self, Socket};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client<'a> {
     pub(crate) socket: &'a Rc<Socket>,
-    pub(crate) connection: u64,
-    pub(crate) listener: u16,
     /// Whether a send may be left to the ring: the connection looks after it before it goes on.
     pub(crate) busy: bool,
 }
@@ -102,7 +100,7 @@ pub(crate) fn to_request(core: &Core, exchange: &mut Exchange, client: &Client<'
     let Some(head) = &exchange.head else { return Reply::Prepared(to_rejected(core, &Rejection::bad(""))) };
     match head.verb {
         Verb::Get | Verb::Head => {
-            let site = &core.listeners[usize::from(client.listener)].site;
+            let site = &core.listeners[usize::from(client.socket.listener)].site;
             let answer = with_request(core, head, client, |request| site.answer(request));
             resolve(core, exchange, client, answer)
         }
@@ -186,7 +184,7 @@ fn ask_again(
     if exchange.failures > FAILURES_MAX {
         return out_of_ideas();
     }
-    let site = &core.listeners[usize::from(client.listener)].site;
+    let site = &core.listeners[usize::from(client.socket.listener)].site;
     with_request(core, head, client, |request| site.unavailable(request, wanted, why))
 }
 
@@ -207,7 +205,7 @@ fn with_request<T>(core: &Core, head: &Head, client: &Client<'_>, ask: impl FnOn
         host: head.host(),
         peer: client.socket.peer,
         local: client.socket.local,
-        class: core.listeners[usize::from(client.listener)].class,
+        class: core.listeners[usize::from(client.socket.listener)].class,
         now: core.clock.wall(),
     })
 }
@@ -228,7 +226,7 @@ fn check(wanted: &FileAnswer, file: Rc<OpenFile>) -> Result<Rc<OpenFile>, Unavai
 
 fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, client: &Client<'_>) -> Reply {
     let plain = head.verb == Verb::Get && !head.selective && head.version == Version::Http11;
-    if plain && core.is_unpaced(core.listeners[usize::from(client.listener)].class) {
+    if plain && core.is_unpaced(core.listeners[usize::from(client.socket.listener)].class) {
         return of_plain_file(core, wanted, file, client, close_after(core, head));
     }
     let representation = Representation::of_file(file, wanted);

@@ -157,8 +157,8 @@ impl Core {
         let Some(observer) = &self.observer else { return };
         let head = exchange.head.as_ref();
         observer.responded(&ResponseRecord {
-            connection: client.connection,
-            class: self.listeners[usize::from(client.listener)].class,
+            connection: client.socket.id,
+            class: self.listeners[usize::from(client.socket.listener)].class,
             peer: client.socket.peer,
             request_line: head.map_or("", |head| head.line()),
             path: head.map_or(b"", |head| head.path()),
@@ -174,8 +174,8 @@ impl Core {
     /// Gives back what a connection held.
     pub(crate) fn closed(&self, client: &Client<'_>, slot: Slot) {
         if let Some(observer) = &self.observer {
-            let class = self.listeners[usize::from(client.listener)].class;
-            observer.closed(client.connection, class, client.socket.as_fd());
+            let class = self.listeners[usize::from(client.socket.listener)].class;
+            observer.closed(client.socket.id, class, client.socket.as_fd());
         }
         self.deadlines.leave(slot);
         self.admission.leave(client.socket.peer.ip());
@@ -197,13 +197,13 @@ impl Core {
             self.stats.refused.add(1);
             return;
         }
-        let Ok(socket) = Socket::new(descriptor, peer, address) else {
+        let Ok(socket) = Socket::new(descriptor, peer, address, self.take_id(), listener) else {
             self.admission.leave(peer.ip());
             return;
         };
         self.stats.accepted.add(1);
         self.open.set(self.open.get() + 1);
-        let connection = Connection::new(self, Rc::new(socket), self.take_id(), listener);
+        let connection = Connection::new(self, Rc::new(socket));
         uring::spawn(Serve::new(Rc::clone(self), connection));
     }
 

@@ -57,9 +57,7 @@ enum Done {
 /// One connection.
 pub(crate) struct Connection {
     socket: Rc<Socket>,
-    id: u64,
     slot: Slot,
-    listener: u16,
     /// Requests answered since the last wait.
     turn: u16,
     /// Whether there may be something to read that has not been read yet.
@@ -119,13 +117,11 @@ struct Sending {
 }
 
 impl Connection {
-    pub(crate) fn new(core: &Core, socket: Rc<Socket>, id: u64, listener: u16) -> Self {
+    pub(crate) fn new(core: &Core, socket: Rc<Socket>) -> Self {
         let slot = core.deadlines.enter(&socket);
         let connection = Self {
             socket,
-            id,
             slot,
-            listener,
             turn: 0,
             unread: true,
             warmth: Warmth::New,
@@ -134,9 +130,9 @@ impl Connection {
             outgoing: None,
         };
         if let Some(observer) = &core.observer {
-            let class = core.listeners[usize::from(listener)].class;
-            let Socket { local, peer, .. } = &*connection.socket;
-            observer.opened(id, class, connection.socket.as_fd(), *local, *peer);
+            let class = core.listeners[usize::from(connection.socket.listener)].class;
+            let Socket { local, peer, id, .. } = &*connection.socket;
+            observer.opened(*id, class, connection.socket.as_fd(), *local, *peer);
         }
         connection
     }
@@ -432,7 +428,7 @@ impl Connection {
 
     fn send(&mut self, core: &Rc<Core>) -> Option<Step> {
         self.unread = false;
-        let class = core.listeners[usize::from(self.listener)].class;
+        let class = core.listeners[usize::from(self.socket.listener)].class;
         let Phase::Sending(sending) = &mut self.phase else { return None };
         let before = sending.transfer.sent;
         let progress = sending.transfer.advance(core, class, &self.socket);
@@ -569,12 +565,7 @@ impl Connection {
     }
 
     fn client(&self) -> Client<'_> {
-        Client {
-            socket: &self.socket,
-            connection: self.id,
-            listener: self.listener,
-            busy: self.warmth == Warmth::Hot,
-        }
+        Client { socket: &self.socket, busy: self.warmth == Warmth::Hot }
     }
 
     fn report(&self, core: &Core, exchange: &Exchange, outline: Outline, body_bytes: u64) {
