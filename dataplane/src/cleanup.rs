@@ -21,7 +21,7 @@ pub fn cleanup(options: &CleanupOptions) -> Result<(), Failure> {
         None => everywhere()?,
     };
     let mut running = Vec::new();
-    let mut removed = 0;
+    let mut removed = 0_usize;
     // Filters that hang on interfaces are looked for once, also where nothing is pinned.
     let pins = directories.iter().map(|pins| Some(pins.as_path())).chain([None]);
     for pins in pins {
@@ -31,7 +31,9 @@ pub fn cleanup(options: &CleanupOptions) -> Result<(), Failure> {
                 running.push(path.display().to_string());
                 continue;
             }
-            Err(error) => return Err(anyhow!(error).context("cannot remove everything; it needs root").into()),
+            Err(error) => {
+                return Err(anyhow!(error).context("cannot remove everything; it needs root").into());
+            }
         };
         for pin in &cleaned.pins {
             announce(format_args!("removed: {}", pin.display()));
@@ -41,9 +43,18 @@ pub fn cleanup(options: &CleanupOptions) -> Result<(), Failure> {
         }
         removed += cleaned.pins.len() + cleaned.filters.len();
     }
+    if running.is_empty() {
+        let interfaces = freshet_ebpf::interfaces::all().context("cannot list the interfaces")?;
+        for interface in crate::queue::cleanup(&interfaces).context("cannot remove a queue; it needs root")? {
+            announce(format_args!("removed: the queue on {interface}"));
+            removed += 1;
+        }
+    }
     if !running.is_empty() {
         let running = running.join(", ");
-        return Err(anyhow!("{running}: in use by a daemon that runs; stop it, which removes them too").into());
+        return Err(
+            anyhow!("{running}: in use by a daemon that runs; stop it, which removes them too").into()
+        );
     }
     if removed == 0 {
         announce(format_args!("nothing of ours is left here"));

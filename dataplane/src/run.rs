@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
-use freshet_api::Class;
+use freshet_api::{BytesPerSec, Class};
 use freshet_ebpf::InterfaceChoice;
 use freshet_engine::{Listener, Observer, Observers, Pacer, Running, Server, Site};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use crate::accounting::{Ledger, link_speed};
 use crate::agent::{Agent, Offer, Phase, STOPPING};
 use crate::budget::{Admission, DonationPacer, Month, Patrol, PatrolParts, Rates};
 use crate::cli::RunOptions;
-use crate::config::budget::BudgetConfig;
+use crate::config::budget::{self, BudgetConfig};
 use crate::config::{self, Config, LogConfig};
 use crate::control::ControlClient;
 use crate::counters::Counters;
@@ -28,6 +28,7 @@ use crate::exit::Failure;
 use crate::link::{Dialer, DialerOptions};
 use crate::logging::announce;
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
+use crate::queue::{self, HardLimit};
 use crate::signals::{Ask, Signals};
 use crate::swarm::{PeerPort, Shelves, Swarm, SwarmOptions};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
@@ -60,8 +61,9 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         pin: config.pins.directory(&state),
         ..freshet_ebpf::Options::default()
     };
-    let counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
+    let mut counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
     tracing::info!(source = %counted.accounting.source(), "counting");
+    let hard_limit = hard_limit(&config, &mut counted)?;
     // Whatever starts from here on can't attach to an interface any more; who keeps the attachments was started.
     if let Err(error) = freshet_ebpf::drop_capabilities() {
         tracing::warn!(%error, "the rights for counting are kept");
@@ -73,7 +75,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         .build()
         .context("cannot start")?;
     let outcome = runtime.block_on(async {
-        let volunteer = Volunteer::start(options, config, credential, counted)?;
+        let volunteer = Volunteer::start(options, config, credential, counted, hard_limit)?;
         volunteer.until_stopped().await
     });
     // Work that a second signal cut short must not be waited for.
@@ -126,6 +128,7 @@ struct Volunteer {
     bounds: Arc<ConnectionBounds>,
     ledger: Arc<Mutex<Ledger>>,
     classes: freshet_ebpf::Classes,
+    hard_limit: Option<HardLimit>,
     offer: watch::Sender<Offer>,
     phase: watch::Sender<Phase>,
     closed: watch::Receiver<bool>,
@@ -143,6 +146,7 @@ impl Volunteer {
         config: Config,
         credential: Credential,
         counted: freshet_ebpf::Opened,
+        hard_limit: Option<HardLimit>,
     ) -> Result<Self, Failure> {
         let state = config.state_directory();
         let limits = config.limits.to_limits().map_err(Failure::configuration)?;
@@ -287,6 +291,7 @@ impl Volunteer {
             bounds,
             ledger,
             classes,
+            hard_limit,
             offer,
             phase,
             closed,
@@ -318,6 +323,7 @@ impl Volunteer {
             patrol,
             ledger,
             classes,
+            hard_limit,
             _ports,
             ..
         } = self;
@@ -354,7 +360,7 @@ impl Volunteer {
             .await;
         // The month's last page, and then nothing of ours hangs on an interface any more.
         patrol.stop();
-        drop(_ports);
+        drop((_ports, hard_limit));
         classes.leave_nothing();
         ledger.lock().unwrap_or_else(PoisonError::into_inner).close();
         if let Err(error) = std::fs::remove_file(&addresses) {
@@ -385,6 +391,9 @@ impl Volunteer {
         }
         self.patrol.reload(&new);
         self.bounds.set(&new);
+        if let (Some(limit), Some(rate)) = (&self.hard_limit, most_donated(&new)) {
+            limit.set(rate);
+        }
         self.terms.rcu(|terms| Terms { local_networks: new.local_networks.clone(), ..Terms::clone(terms) });
         self.offer.send_replace(Offer { public_url: new.public_url.clone() });
         self.config = Config {
@@ -414,6 +423,32 @@ fn write_addresses(path: &Path, delivery: &[SocketAddr], sync: Option<SocketAddr
     text.push(b'\n');
     crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
+}
+
+/// The kernel's queues that keep the donated rate, where the owner wants them.
+fn hard_limit(config: &Config, counted: &mut freshet_ebpf::Opened) -> Result<Option<HardLimit>, Failure> {
+    let (wanted, Some(rate)) = (config.budget.hard_limit, most_donated(config)) else { return Ok(None) };
+    if wanted == budget::HardLimit::Off {
+        return Ok(None);
+    }
+    if !counted.classes.prioritise(Some(queue::MAJOR)).context("cannot name classes by priority")? {
+        return Err(Failure::configuration(anyhow!(
+            "expected `budget.hard_limit` to be off, since classes are not told apart in the kernel: {}",
+            counted.accounting.source()
+        )));
+    }
+    let reading = counted.accounting.read().context("cannot read the counters")?;
+    let present = reading.interfaces.into_iter().filter(|interface| interface.present);
+    let interfaces = present.map(|interface| (interface.ifindex, interface.name)).collect();
+    let replace = wanted == budget::HardLimit::Replace;
+    let limit = HardLimit::start(interfaces, rate, replace).map_err(Failure::configuration)?;
+    Ok(Some(limit))
+}
+
+/// The most that is donated at any hour.
+fn most_donated(config: &Config) -> Option<BytesPerSec> {
+    let hours = config.budget.hours.iter().map(|span| span.rate);
+    config.donated_rate.map(|rate| hours.fold(rate, BytesPerSec::max))
 }
 
 /// Refuses to put the owner first on links of which nobody says what they carry.

@@ -293,6 +293,15 @@ fn shrunk(last: Flow, now: Flow) -> bool {
     now.incoming.bytes < last.incoming.bytes || now.outgoing.bytes < last.outgoing.bytes
 }
 
+/// All interfaces of the calling thread's network namespace, by number and name.
+///
+/// # Errors
+/// When the kernel does not list them.
+pub fn all() -> Result<Vec<(u32, String)>, ReadError> {
+    let links = sys::links().map_err(|error| ReadError::Kernel { what: "the interfaces", error })?;
+    Ok(links.into_iter().map(|link| (link.ifindex, link.name)).collect())
+}
+
 /// Names of all interfaces.
 pub(crate) fn names() -> Result<Vec<String>, ReadError> {
     let links = sys::links().map_err(|error| ReadError::Kernel { what: "the interfaces", error })?;

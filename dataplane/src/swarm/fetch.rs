@@ -124,9 +124,10 @@ impl Fetcher {
                 return Err(nonsense(format!("{length} bytes"), "more".into()));
             }
             bytes.extend_from_slice(&part);
-            let pause = self.pacer.after_read(part.len() as u64);
-            if !pause.is_zero() {
+            let mut pause = self.pacer.after_read(part.len() as u64);
+            while !pause.is_zero() {
                 tokio::time::sleep(pause).await;
+                pause = self.pacer.stopped();
             }
         }
         if bytes.len() as u64 != length {
