@@ -367,6 +367,82 @@ fn without_rights_the_sockets_are_counted_within_a_thousandth() {
     assert!(daemon.stop(PATIENCE).unwrap().success());
 }
 
+#[test]
+fn the_kernels_queue_keeps_the_rate_too_and_never_takes_anothers_place_unasked() {
+    let scene = scene("", "");
+    if !wired(&scene, "the_kernels_queue_keeps_the_rate_too_and_never_takes_anothers_place_unasked") {
+        return;
+    }
+    let interface = interface(&scene);
+    let tc = |command: &str| {
+        let (verb, more) = command.split_once('@').unwrap_or((command, ""));
+        let dev = ["dev", interface.as_str()];
+        let arguments = verb.split_whitespace().chain(dev).chain(more.split_whitespace());
+        let finished = host(&scene).run(&Program::new("tc").args(arguments), PATIENCE).unwrap();
+        assert!(finished.status.success(), "{command}: {}", finished.stderr);
+        finished.text()
+    };
+    // The one that the testbed set up for the link's rate.
+    tc("qdisc del @ root");
+    let before = tc("qdisc show");
+    let keys = format!(
+        "interfaces = '{interface}'\npins = 'off'\ndonated_rate = '40 Mbit/s'\nlocal_networks = ['0.0.0.0/0']"
+    );
+    let limit = |word: &str| configure(&scene, &keys, &format!("[budget]\nhard_limit = '{word}'"));
+    let program =
+        Program::new(scene.cluster.program("dataplane")).args(["run", "--state"]).arg(state(&scene));
+    let delivery = scene.cluster.volunteers()[0].delivery();
+    let start = || {
+        let daemon = host(&scene).start("limited", &program).unwrap();
+        daemon.wait_for_port(&host(&scene), delivery, PATIENCE).unwrap();
+        daemon
+    };
+    limit("on");
+    assert!(scene.cluster.volunteers()[0].process().unwrap().stop(PATIENCE).unwrap().success());
+    let daemon = start();
+    assert!(tc("qdisc show").contains("qdisc htb 4652: root"), "{}", tc("qdisc show"));
+    let target = scene.scratch("queue").unwrap().join("file");
+    let url = format!("http://{delivery}/{LARGE}");
+    Fetched::get(&scene.customer, &url, &target).unwrap();
+    let classes = tc("-s class show");
+    let delivered = classes.split("class htb 4652:11").nth(1).unwrap_or_default();
+    let sent = delivered.split("Sent ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    assert!(sent >= Some(LARGE_BYTES as u64) && delivered.contains("ceil 40Mbit"), "{classes}");
+
+    // Another rate, without a restart.
+    configure(&scene, &keys.replace("40 Mbit/s", "80 Mbit/s"), "[budget]\nhard_limit = 'on'");
+    daemon.signal(Signal::HUP).unwrap();
+    scene.wait("the queue to follow", || Ok(tc("class show").contains("ceil 80Mbit"))).unwrap();
+    assert!(daemon.stop(PATIENCE).unwrap().success());
+    assert_eq!(tc("qdisc show"), before, "a stop leaves the queue that was there");
+
+    // Killed, it stays; the next run takes it over, and the cleanup removes it.
+    let daemon = start();
+    daemon.kill();
+    scene.wait("its end", || Ok(!host(&scene).reaches(delivery)?)).unwrap();
+    assert!(tc("qdisc show").contains("htb 4652:"));
+    let daemon = start();
+    daemon.kill();
+    scene.wait("its end", || Ok(!host(&scene).reaches(delivery)?)).unwrap();
+    let (code, said) = cleanup(&scene, &state(&scene));
+    assert!(
+        code == Some(0) && said.contains(&format!("removed: the queue on {interface}")),
+        "{code:?} {said}"
+    );
+    assert_eq!(tc("qdisc show"), before);
+
+    // Somebody's own queue is respected.
+    tc("qdisc add @ root handle 7: pfifo limit 1000");
+    let refused = host(&scene).run(&program, PATIENCE).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
+    assert!(refused.stderr.contains("found pfifo with handle 7:"), "{}", refused.stderr);
+    assert!(tc("qdisc show").contains("pfifo 7: root"));
+    limit("replace");
+    let daemon = start();
+    assert!(tc("qdisc show").contains("htb 4652: root"));
+    assert!(daemon.stop(PATIENCE).unwrap().success());
+}
+
 const KILLS: u64 = 20;
 /// What is kept for sending customers back, and a file of [`LARGE_BYTES`] with its headers at their most.
 const TOO_LITTLE_LEFT: u64 = 1_300_000 + LARGE_BYTES as u64 * 17 / 16;
