@@ -1,6 +1,7 @@
 //! `bench`: every performance claim of Freshet as a command that anyone can repeat, against a named peer.
 #![forbid(unsafe_code)]
 
+mod accounting;
 mod columns;
 mod interrupt;
 mod pacing;
@@ -30,6 +31,8 @@ enum Verb {
     Serve(serve::Arguments),
     /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed. Needs root.
     Pacing(pacing::Arguments),
+    /// Counters by class against the interface's and what was sent; what they cost. Needs root.
+    Accounting(accounting::Arguments),
     /// Simulates origin, volunteers and customers over the real policies; scenarios are TOML files.
     Sim(sim::Arguments),
     /// Makes, measures and imports request traces.
@@ -41,6 +44,9 @@ fn main() -> ExitCode {
         Verb::Serve(arguments) => serve::run(&arguments),
         Verb::Pacing(arguments) => {
             interrupt::cancel_on_signals().and_then(|cancel| pacing::run(&arguments, cancel))
+        }
+        Verb::Accounting(arguments) => {
+            interrupt::cancel_on_signals().and_then(|cancel| accounting::run(&arguments, &cancel))
         }
         Verb::Sim(arguments) => sim::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),

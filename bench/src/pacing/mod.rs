@@ -1,21 +1,24 @@
-//! `bench pacing`: how exactly a donated rate is kept on the wire, how fairly it is shared, and how soon a new
-//! rate is in force.
+//! `bench pacing`: how exactly a donated rate is kept on the wire, how fairly it is shared, how soon a new rate is
+//! in force, and what the owner of a slow link notices of what he donates.
 //!
 //! Server and customers are in network namespaces. The rate is read from the kernel's counters of the server's
 //! interface, never from the server's own; segmentation is done in software there, so that every packet is
 //! counted with its headers.
 
 mod accuracy;
+mod echo;
+mod owner;
+mod report;
 mod switching;
+mod volunteer;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Backend, Cancel, Host, Options, Program, Testbed};
-use serde::Serialize;
+use freshet_testbed::{Backend, Cancel, Host, InterfaceCounters, Options, Program, Testbed};
 
-use crate::columns::table;
+use self::report::Report;
 
 /// Options of `bench pacing`.
 #[derive(Debug, clap::Args)]
@@ -29,13 +32,22 @@ pub(crate) struct Arguments {
     /// Length of a measurement, seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Leaves the rates on the wire out.
+    #[arg(long)]
+    no_accuracy: bool,
     /// Leaves the change of a running volunteer's rate out.
     #[arg(long)]
     no_switch: bool,
+    /// Leaves the owner's link out.
+    #[arg(long)]
+    no_owner: bool,
+    /// How often each rate is measured with each number of downloads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// Where `dataplane`, `control` and `ctl` are; otherwise beside this program.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// Where report.json goes.
+    /// Where report.json and the plots go.
     #[arg(long, value_name = "DIR", default_value = "target/bench/pacing-report")]
     out: PathBuf,
 }
@@ -49,65 +61,40 @@ pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
         Some(directory) => directory.clone(),
         None => std::env::current_exe()?.parent().context("this program is in a directory")?.to_owned(),
     };
-    let testbed = Testbed::start(Options { cancel, ..Options::default() })?;
-    if let Backend::Loopback { why } = testbed.backend() {
-        bail!("the wire is measured in network namespaces, which can't be had here: {why}");
-    }
-    let mut report = Report { seconds: arguments.seconds, accuracy: Vec::new(), switching: Vec::new() };
     let seconds = Duration::from_secs(arguments.seconds);
-    let stage = accuracy::Stage::new(&testbed, &programs)?;
-    for &rate in &arguments.rates {
-        for &flows in &arguments.flows {
-            eprintln!("{rate} Mbit/s, {flows} downloads");
-            report.accuracy.push(stage.measure(rate, flows, seconds)?);
+    let mut report = Report { seconds: arguments.seconds, ..Report::default() };
+    if !arguments.no_accuracy {
+        let testbed = namespaces(&cancel)?;
+        let stage = accuracy::Stage::new(&testbed, &programs)?;
+        for round in 1..=arguments.rounds {
+            for &rate in &arguments.rates {
+                for &flows in &arguments.flows {
+                    eprintln!("round {round}: {rate} Mbit/s, {flows} downloads");
+                    report.accuracy.push(stage.measure(rate, flows, seconds)?);
+                }
+            }
         }
     }
     if !arguments.no_switch {
         eprintln!("a running volunteer's rate is changed");
-        report.switching = switching::measure(&testbed, &programs)?;
+        report.switching = switching::measure(&namespaces(&cancel)?, &programs)?;
     }
-    std::fs::create_dir_all(&arguments.out)?;
-    std::fs::write(arguments.out.join("report.json"), serde_json::to_string_pretty(&report)?)?;
+    if !arguments.no_owner {
+        report.owner = Some(owner::measure(&namespaces(&cancel)?, &programs, seconds)?);
+    }
+    report.write(&arguments.out)?;
     print!("{}", report.table());
     println!("report: {}", arguments.out.display());
     Ok(())
 }
 
-/// All that was measured.
-#[derive(Debug, Serialize)]
-struct Report {
-    seconds: u64,
-    accuracy: Vec<accuracy::Result>,
-    switching: Vec<switching::Result>,
-}
-
-impl Report {
-    fn table(&self) -> String {
-        let mut exact = table(&["donated", "downloads", "on the wire", "error", "worst second", "Jain"], 0);
-        for row in &self.accuracy {
-            exact.add_row([
-                format!("{} Mbit/s", row.rate_mbit),
-                row.flows.to_string(),
-                format!("{:.3} Mbit/s", row.wire_mbit),
-                format!("{:+.2} %", row.error_percent),
-                format!("{:+.2} %", row.worst_second_percent),
-                format!("{:.4}", row.jain),
-            ]);
-        }
-        let mut text = format!("{}\n", exact.trim_fmt());
-        if !self.switching.is_empty() {
-            let mut switched = table(&["from", "to", "in force after"], 0);
-            for row in &self.switching {
-                switched.add_row([
-                    format!("{} Mbit/s", row.from_mbit),
-                    format!("{} Mbit/s", row.to_mbit),
-                    format!("{:.0} ms", row.after_ms),
-                ]);
-            }
-            text.push_str(&format!("\n{}\n", switched.trim_fmt()));
-        }
-        text
+/// A testbed whose hosts have wires.
+fn namespaces(cancel: &Cancel) -> Result<Testbed> {
+    let testbed = Testbed::start(Options { cancel: cancel.clone(), ..Options::default() })?;
+    if let Backend::Loopback { why } = testbed.backend() {
+        bail!("the wire is measured in network namespaces, which can't be had here: {why}");
     }
+    Ok(testbed)
 }
 
 /// Sends every segment by itself, so that the interface's byte counter has all headers.
@@ -120,11 +107,17 @@ fn segment_in_software(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the host's interface has sent, by the kernel's count.
-fn sent_bytes(host: &Host) -> Result<u64> {
+/// What has passed the host's interface, by the kernel's count.
+fn counters(host: &Host) -> Result<InterfaceCounters> {
     let interfaces = host.interfaces()?;
-    let found = interfaces.iter().find(|interface| interface.name == INTERFACE);
-    Ok(found.with_context(|| format!("{} has no {INTERFACE}", host.name()))?.tx_bytes)
+    let found = interfaces.into_iter().find(|interface| interface.name == INTERFACE);
+    found.with_context(|| format!("{} has no {INTERFACE}", host.name()))
+}
+
+/// Bytes that the host has received, and when that was.
+fn received_bytes(host: &Host) -> Result<(Instant, u64)> {
+    let bytes = counters(host)?.rx_bytes;
+    Ok((Instant::now(), bytes))
 }
 
 /// Bytes sent at moments `step` apart, the first at once.
@@ -133,7 +126,7 @@ fn samples(host: &Host, step: Duration, count: u32) -> Result<Vec<(Instant, u64)
     (0..=count)
         .map(|number| {
             std::thread::sleep((start + step * number).saturating_duration_since(Instant::now()));
-            let bytes = sent_bytes(host)?;
+            let bytes = counters(host)?.tx_bytes;
             Ok((Instant::now(), bytes))
         })
         .collect()

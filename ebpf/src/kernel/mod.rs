@@ -10,6 +10,7 @@ mod keeper;
 mod object;
 mod pins;
 mod ports;
+mod runs;
 
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use ports::Ports;
 pub use capabilities::drop_capabilities;
 pub use cost::{ROUNDS, RunCost, test_run_cost};
 pub use pins::{Cleaned, cleanup};
+pub use runs::{ProgramRuns, RunTimes};
 
 /// Why classifiers can't be used, or not any more.
 #[derive(Debug, thiserror::Error)]
