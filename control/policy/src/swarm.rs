@@ -5,6 +5,8 @@ mod lease;
 mod origin_rate;
 mod picker;
 mod piece_set;
+#[cfg(test)]
+mod simulation;
 
 use freshet_api::Bytes;
 

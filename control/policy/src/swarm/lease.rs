@@ -100,6 +100,9 @@ pub struct LeaseBook {
     free: PieceSet,
     members: BTreeMap<NodeId, Member>,
     granted: Granted,
+    /// Whether anybody got anything since it was last asked for leases, and when that was.
+    moved: bool,
+    moved_at: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -111,7 +114,9 @@ struct Member {
     granted: u64,
     open: u32,
     /// How much it had when it last asked, and since when it has had just that.
-    seen: (u32, Moment),
+    seen: Option<(u32, Moment)>,
+    /// How often it was helped since it last got something from a peer.
+    rescues: u32,
 }
 
 impl LeaseBook {
@@ -126,6 +131,8 @@ impl LeaseBook {
             free: PieceSet::full(pieces),
             members: BTreeMap::new(),
             granted: Granted::default(),
+            moved: false,
+            moved_at: None,
         }
     }
 
@@ -154,9 +161,10 @@ impl LeaseBook {
         // everything that is left.
         let spare = joining.spare.0.max(1) as f64;
         let granted = (self.granted.leases as f64 * spare / (self.spare_sum() + spare)) as u64;
-        let seen = (held.count(), Moment::ZERO);
-        let member = Member { spare, held, lacks, reachable: joining.reachable, granted, open: 0, seen };
+        let reachable = joining.reachable;
+        let member = Member { spare, held, lacks, reachable, granted, open: 0, seen: None, rescues: 0 };
         self.members.insert(node, member);
+        self.moved = true;
     }
 
     /// `node` left, crashed, or was banned: its leases are free again and its holdings count no more.
@@ -204,6 +212,7 @@ impl LeaseBook {
                 continue;
             }
             news += 1;
+            self.moved = true;
             member.lacks.remove(piece);
             if member.reachable {
                 self.holders[piece as usize] += 1;
@@ -218,6 +227,8 @@ impl LeaseBook {
                 if self.holders[piece as usize] == 0 {
                     self.free.insert(piece);
                 }
+            } else {
+                member.rescues = 0;
             }
         }
         news
@@ -226,7 +237,8 @@ impl LeaseBook {
     /// Gives `node` up to `wanted` leases; fewer, or none, when its share is used up for now.
     pub fn grant(&mut self, node: NodeId, wanted: u32, now: Moment) -> Vec<Lease> {
         self.expire(now);
-        let starving = self.is_starving(node, now);
+        self.unblock(now);
+        let help = self.help(node, now);
         let (until, window, spares) = (now + self.expiry(), self.window(), self.spare_sum());
         let mut leases = Vec::new();
         while (leases.len() as u32) < wanted {
@@ -248,8 +260,7 @@ impl LeaseBook {
             } else if let Some(piece) = self.extra_piece(node, window) {
                 self.granted.extra += 1;
                 piece
-            } else if starving
-                && leases.is_empty()
+            } else if (leases.len() as u32) < help
                 && let Some(piece) = self.unleased_piece(node)
             {
                 self.granted.rescue += 1;
@@ -430,21 +441,40 @@ impl LeaseBook {
         member.lacks.iter().find(|piece| !self.leased.contains_key(piece))
     }
 
-    /// Whether `node` lacks something and has got nothing from anybody for long: those that have it may be out
-    /// of its reach.
-    fn is_starving(&mut self, node: NodeId, now: Moment) -> bool {
-        let patience = self.expiry().max(STARVED_MIN);
-        let Some(member) = self.members.get_mut(&node) else { return false };
+    /// When nobody has got anything for long although somebody lacks something, those who are said to have it do not
+    /// give it: then it counts as had by nobody.
+    fn unblock(&mut self, now: Moment) {
+        if std::mem::take(&mut self.moved) || self.moved_at.is_none() {
+            self.moved_at = Some(now);
+        }
+        if self.moved_at.is_some_and(|at| now.since(at) < STALLED_MIN) || !self.leased.is_empty() {
+            return;
+        }
+        self.moved_at = Some(now);
+        for member in self.members.values() {
+            member.lacks.iter().for_each(|piece| {
+                self.free.insert(piece);
+            });
+        }
+    }
+
+    /// How many pieces `node` may have from the origin beyond its share because it has got nothing from anybody for
+    /// long: those that have what it lacks may be out of its reach. More each time, as long as that does not change.
+    fn help(&mut self, node: NodeId, now: Moment) -> u32 {
+        let Some(member) = self.members.get_mut(&node) else { return 0 };
         let held = member.held.count();
-        if member.seen.0 != held || member.seen.1 == Moment::ZERO {
-            member.seen = (held, now);
+        let since = match member.seen {
+            Some((seen, since)) if seen == held => since,
+            _ => now,
+        };
+        member.seen = Some((held, since));
+        let patience = if member.rescues == 0 { STARVED_MIN } else { STARVED_AGAIN };
+        if member.lacks.is_empty() || member.open > 0 || now.since(since) < patience {
+            return 0;
         }
-        if member.lacks.is_empty() || member.open > 0 || now.since(member.seen.1) < patience {
-            return false;
-        }
-        // The next one after as long a wait again.
-        member.seen.1 = now;
-        true
+        member.seen = Some((held, now));
+        member.rescues += 1;
+        1 << (member.rescues - 1).min(RESCUE_DOUBLINGS)
     }
 
     /// Leases open at once: enough to keep the origin busy for two seconds, and at least one each.
@@ -466,8 +496,14 @@ pub const ENDGAME_PART: f64 = 0.05;
 const ENDGAME_PATIENCE: f64 = 0.34;
 /// Pieces that are compared when one is given for speed.
 const EXTRA_LOOK: usize = 64;
-/// Without any news for this long (or a lease's time, if that is longer) a volunteer starves.
+/// Without anything new for this long a volunteer starves.
 const STARVED_MIN: Duration = Duration::from_secs(15);
+/// The same after it was helped and has still got nothing from a peer.
+const STARVED_AGAIN: Duration = Duration::from_secs(1);
+/// A starving volunteer gets so many pieces at once at most, as a power of two.
+const RESCUE_DOUBLINGS: u32 = 5;
+/// When nobody got anything for this long and the origin was not asked either, what is said to be there is not.
+const STALLED_MIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
