@@ -15,6 +15,13 @@ pub trait Pacer: Send + Sync + 'static {
     /// which is not another's and good for one grant; at first it is nowhere.
     fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant;
 
+    /// Whether nothing will be granted for long: who is told to wait is then cut, so that the client asks elsewhere rather
+    /// than hang.
+    fn ended(&self, class: u8) -> bool {
+        let _ = class;
+        false
+    }
+
     /// Takes back the place of one who waits no longer, and `unused` bytes of his last grant.
     fn leave(&self, class: u8, place: Place, unused: u64) {
         let _ = (class, place, unused);

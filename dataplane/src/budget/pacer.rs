@@ -3,6 +3,7 @@
 //! The owner's figure counts bits on the wire, the engine counts payload; the difference is the headers of
 //! full segments. The decision is `freshet_policy::pacing`'s; here is only the clock.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ pub struct DonationPacer {
     origin: Instant,
     sending: SharedPacer,
     receiving: TokenBucket,
+    /// Since when nothing at all may be sent, in nanoseconds after `origin`; [`SENDING`] while something may.
+    stopped_since: AtomicU64,
     /// What is in force; changing it disturbs those who wait for their turn, so it is changed only when it must be.
     rates: Mutex<Rates>,
 }
@@ -46,6 +49,7 @@ impl DonationPacer {
             origin: Instant::now(),
             sending: SharedPacer::unlimited(),
             receiving: TokenBucket::unlimited(),
+            stopped_since: AtomicU64::new(SENDING),
             rates: Mutex::new(Rates::NONE),
         };
         pacer.set(rates);
@@ -59,6 +63,11 @@ impl DonationPacer {
         if rates.shares != in_force.shares || matters(in_force.sending, rates.sending) {
             self.sending.set(rates.sending.map(payload), rates.shares, now);
             (in_force.sending, in_force.shares) = (rates.sending, rates.shares);
+        }
+        if rates.sending != Some(BytesPerSec(0)) {
+            self.stopped_since.store(SENDING, Ordering::Relaxed);
+        } else if self.stopped_since.load(Ordering::Relaxed) == SENDING {
+            self.stopped_since.store(now.0, Ordering::Relaxed);
         }
         if matters(in_force.receiving, rates.receiving) {
             self.receiving.set_rate(rates.receiving.map(payload), now);
@@ -84,6 +93,11 @@ impl Pacer for DonationPacer {
             Pace::Bytes(bytes) => Grant::Bytes(bytes),
             Pace::Wait(wait) => Grant::Wait(wait.max(WAIT_MIN)),
         }
+    }
+
+    fn ended(&self, _class: u8) -> bool {
+        let since = self.stopped_since.load(Ordering::Relaxed);
+        since != SENDING && self.moment(Instant::now()).since(Moment(since)) >= STOPPED_ENDS
     }
 
     fn leave(&self, class: u8, place: Place, unused: u64) {
@@ -125,6 +139,10 @@ const SEGMENT_PAYLOAD_BYTES: u128 = 1_448;
 const SEGMENT_WIRE_BYTES: u128 = 1_514;
 /// No timer is finer than this.
 const WAIT_MIN: Duration = Duration::from_micros(50);
+const SENDING: u64 = u64::MAX;
+/// When nothing may be sent for so long, those who wait are cut: longer than an owner's burst, shorter than most clients
+/// wait.
+const STOPPED_ENDS: Duration = Duration::from_secs(20);
 const STOPPED_ASKS_AGAIN: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
@@ -182,6 +200,29 @@ mod tests {
             pacer.set(sending(Some(asked)));
             assert_eq!(of(&pacer), in_force, "{asked}");
         }
+    }
+
+    #[test]
+    fn who_waits_for_nothing_is_cut_after_a_while_and_not_before() {
+        let pacer = DonationPacer::new(sending(Some(1_000_000)));
+        let long_ago = |pacer: &DonationPacer| {
+            let since = pacer.stopped_since.load(Ordering::Relaxed);
+            pacer.stopped_since.store(since.wrapping_sub(STOPPED_ENDS.as_nanos() as u64), Ordering::Relaxed);
+        };
+        assert!(!pacer.ended(1));
+        let mut aged = DonationPacer::new(sending(Some(0)));
+        assert!(!aged.ended(1), "a moment without a rate cuts nobody");
+        // As if it had been started long ago.
+        aged.origin = aged.origin.checked_sub(STOPPED_ENDS * 2).unwrap();
+        aged.set(sending(Some(5)));
+        aged.set(sending(Some(0)));
+        assert!(!aged.ended(1));
+        long_ago(&aged);
+        assert!(aged.ended(1));
+        aged.set(sending(Some(0)));
+        assert!(aged.ended(1), "it stays so");
+        aged.set(sending(Some(5)));
+        assert!(!aged.ended(1));
     }
 
     #[test]

@@ -12,9 +12,13 @@ const LARGE_BYTES: usize = 3_000_000;
 
 /// A scene with one volunteer, whose configuration begins with `keys` and ends with `tables`.
 fn scene(keys: &str, tables: &str) -> Scene {
+    scene_with(LARGE_BYTES, keys, tables)
+}
+
+fn scene_with(large_bytes: usize, keys: &str, tables: &str) -> Scene {
     let mut scene = Scene::start(&SceneOptions {
         volunteers: 1,
-        large_bytes: Some(LARGE_BYTES),
+        large_bytes: Some(large_bytes),
         ..SceneOptions::default()
     })
     .unwrap();
@@ -301,6 +305,42 @@ fn a_month_that_is_used_up_sends_customers_back_and_cuts_nobody() {
 }
 
 #[test]
+fn a_volume_lowered_under_running_downloads_is_kept_within_a_chunk_each() {
+    let keys = "donated_rate = '80 Mbit/s'\nlocal_networks = ['0.0.0.0/0', '::/0']";
+    let scene = scene_with(40_000_000, keys, "[budget.month]\nvolume = '1 TB'");
+    let used = || node(&scene)["budget"]["used"].as_u64().unwrap();
+    let url = format!("http://{}/{LARGE}", scene.cluster.volunteers()[0].delivery());
+    let curl =
+        Program::new("curl").args(["--silent", "--output", "/dev/null", "--write-out", "%{num_redirects}"]);
+    let curl = curl.arg(url);
+    let downloads: Vec<Process> =
+        (0..CUSTOMERS).map(|n| scene.customer.start(&format!("lowered-{n}"), &curl).unwrap()).collect();
+    scene.wait("the downloads to be under way", || Ok(used() > 15_000_000)).unwrap();
+    // Less than what was promised, and more than what is used by the time that it is in force.
+    let volume = used() + 20_000_000;
+    configure(&scene, keys, &format!("[budget.month]\nvolume = {volume}"));
+    scene.cluster.volunteers()[0].process().unwrap().signal(Signal::HUP).unwrap();
+    // Nobody hangs: what can't be finished is cut after a while, so that the client asks elsewhere.
+    for download in &downloads {
+        assert!(!download.wait(PATIENCE).unwrap().success(), "not all of it could be sent");
+    }
+    scene
+        .wait("control to know", || {
+            Ok(node(&scene)["reason"].as_str().is_some_and(|why| why.contains("used up")))
+        })
+        .unwrap();
+    let (used, chunks) = (used(), CUSTOMERS * (64 << 10));
+    assert!(used <= volume + chunks, "{used} of {volume}, {} too many", used - volume);
+    assert!(used > volume - 2_000_000, "{used} of {volume}");
+    eprintln!("{used} of {volume} bytes are used: {}", used as i64 - volume as i64);
+    let back = scene.customer.run(&curl, PATIENCE).unwrap();
+    assert_eq!(back.text(), "0", "it is sent back: {}", back.stderr);
+    let status = curl.args(["--dump-header", "-"]);
+    let text = scene.customer.run(&status, PATIENCE).unwrap().text();
+    assert!(text.starts_with("HTTP/1.1 302"), "{text}");
+}
+
+#[test]
 fn hours_in_which_nothing_is_given_close_the_volunteer() {
     let closed =
         "[[budget.hours]]\ndays = 'daily'\nfrom = '00:00'\nuntil = '24:00'\nrate = 0\nsync_rate = '1 Gbit/s'";
@@ -444,5 +484,6 @@ fn the_kernels_queue_keeps_the_rate_too_and_never_takes_anothers_place_unasked()
 }
 
 const KILLS: u64 = 20;
+const CUSTOMERS: u64 = 8;
 /// What is kept for sending customers back, and a file of [`LARGE_BYTES`] with its headers at their most.
 const TOO_LITTLE_LEFT: u64 = 1_300_000 + LARGE_BYTES as u64 * 17 / 16;

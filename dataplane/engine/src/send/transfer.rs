@@ -122,7 +122,7 @@ impl Transfer {
                 Segment::Memory(bytes) => {
                     match self.turn.allow(core.pacer.as_ref(), class, bytes.len() as u64) {
                         Ok(allowed) => (send_bytes(socket, bytes, size(allowed), more), true),
-                        Err(pause) => return Progress::Pause(pause),
+                        Err(pause) => return paused(core, class, pause),
                     }
                 }
                 Segment::File { file, position, end } => {
@@ -140,7 +140,7 @@ impl Transfer {
                             asked = allowed;
                             (send_file(core, socket, file, position, *end, size(allowed)), true)
                         }
-                        Err(pause) => return Progress::Pause(pause),
+                        Err(pause) => return paused(core, class, pause),
                     }
                 }
             };
@@ -275,6 +275,16 @@ fn resident_until(file: &OpenFile, position: u64, end: u64, now: u64) -> io::Res
 
 fn window_end(position: u64, end: u64) -> u64 {
     (position / WINDOW_BYTES + 1).saturating_mul(WINDOW_BYTES).min(end)
+}
+
+/// A pause, unless the pacer will not grant anything any more.
+fn paused(core: &Core, class: u8, pause: Duration) -> Progress {
+    match &core.pacer {
+        Some(pacer) if pacer.ended(class) => {
+            Progress::Broken(io::Error::other("nothing more is granted to responses of this class"))
+        }
+        _ => Progress::Pause(pause),
+    }
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
