@@ -4,11 +4,12 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use freshet_api::JoinString;
-use freshet_api::admin::{AddNode, NodeAdded, NodeView};
+use freshet_api::admin::{AddNode, NodeAdded, NodeView, PublishView};
+use freshet_api::{ContentHash, JoinString};
 use reqwest::Method;
 
-use crate::stage::{Volunteer, operator, put};
+use crate::stage::{Volunteer, content, operator, put, within};
+use crate::swarm::bundles;
 
 #[test]
 fn wrong_settings_end_with_2_and_say_what_is_meant() {
@@ -92,6 +93,53 @@ async fn a_kill_loses_no_acknowledged_byte_and_no_volunteer() {
     assert_eq!(view.ledger.delivered_bytes, sent, "counted once, whatever was repeated");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_in_the_middle_of_bundling_leave_every_content_in_one_bundle() {
+    let directory = tempfile::tempdir().unwrap();
+    let (repo, state) = (directory.path().join("repo"), directory.path().join("state"));
+    put(&repo, "pool/first.bin", &content("first", 300_000));
+    for round in 0..6u64 {
+        for file in 0..30 {
+            let path = format!("pool/{round}/{file}.bin");
+            put(&repo, &path, &content(&path, 20_000 + 37_000 * file));
+        }
+        let running = Program::start(&repo, &state);
+        // When exactly is not meant: somewhere in hashing, packing, or writing.
+        std::thread::sleep(std::time::Duration::from_millis(20 + round * 70));
+        drop(running);
+    }
+    let _running = Program::start(&repo, &state);
+    let operator = operator(&state);
+    let mut published: PublishView = operator.ok(Method::POST, "admin/publish", &()).await;
+    within(async {
+        while !published.done {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            published = operator.ok(Method::GET, &format!("admin/publish/{}", published.walk), &()).await;
+        }
+    })
+    .await;
+    let name = AddNode { name: "south".into() };
+    let added: NodeAdded = operator.ok(Method::POST, "admin/nodes", &name).await;
+    let mut south = Volunteer::join(&added.join.parse().unwrap(), "http://192.0.2.1:80").await.unwrap();
+    let beat = south.beat().await;
+    let manifest = south.manifest().await;
+    assert_eq!((manifest.files.len(), manifest.sequence), (181, published.released));
+    let mut bundled: Vec<ContentHash> = Vec::new();
+    for (_, bundle) in bundles(&south).await {
+        for object in &bundle.objects {
+            bundled.extend(object.members.iter().map(|member| member.content));
+            bundled.extend(object.members.is_empty().then_some(object.content));
+            let url = format!("{}/blob/{}", beat.origin_sync_url, object.content);
+            let answer = south.get(&url, &beat.sync_token).await;
+            assert_eq!(ContentHash::of(&answer), object.content);
+        }
+    }
+    bundled.sort_unstable();
+    let mut wanted: Vec<ContentHash> = manifest.files.iter().map(|file| file.content).collect();
+    wanted.sort_unstable();
+    assert!(bundled == wanted, "{} contents in bundles, {} in the manifest", bundled.len(), wanted.len());
+}
+
 /// A running `control`; it ends with this.
 struct Program {
     child: Child,
@@ -122,6 +170,7 @@ fn serve(repo: &Path, state: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("serve").arg("--repo").arg(repo).arg("--state").arg(state);
     command.args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--rings", "1", "--grace-secs", "1"]);
+    command.args(["--quiet-ms", "0", "--hold-secs", "0"]);
     command
 }
 

@@ -325,6 +325,13 @@ impl Volunteer {
         reply
     }
 
+    /// A blob of a sync port.
+    pub(crate) async fn get(&self, url: &str, token: &str) -> Vec<u8> {
+        let answer = self.caller.http.get(url).bearer_auth(token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{url}");
+        answer.bytes().await.unwrap().to_vec()
+    }
+
     pub(crate) async fn put_holdings(&self) {
         let held: roaring::RoaringBitmap = self.held.iter().map(|file| file.0).collect();
         let mut body = Vec::new();

@@ -1,7 +1,9 @@
 //! The swarm as volunteers see it: bundles, leases, peers, and what is released when.
 
+use freshet_api::admin::{PublishView, StatusView, SwarmView};
 use freshet_api::bundle::{Bundle, BundleId};
 use freshet_api::heartbeat::HeartbeatReply;
+use freshet_api::recipe::Recipe;
 use freshet_api::swarm::{BundleList, Runs, SwarmPoll, SwarmReply};
 use freshet_api::{ContentHash, SyncKey, SyncToken};
 use reqwest::{Method, StatusCode};
@@ -201,4 +203,59 @@ async fn nobody_else_is_told_anything_of_the_swarm() {
     let other = format!("bundle/{}", "0".repeat(64));
     assert_eq!(south.caller.refused(Method::GET, &other, &()).await.0, StatusCode::NOT_FOUND);
     assert_eq!(south.caller.refused(Method::POST, "swarm", &"rubbish").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_ends_when_volunteers_are_told_and_ctl_shows_the_swarm() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    south.beat().await;
+    put(stage.repo(), "pool/late.deb", &content("late", 500_000));
+    let operator = stage.operator();
+    let mut view: PublishView = operator.ok(Method::POST, "admin/publish", &()).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !view.done {
+        assert!(std::time::Instant::now() < deadline, "{view:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        view = operator.ok(Method::GET, &format!("admin/publish/{}", view.walk), &()).await;
+    }
+    assert_eq!(stage.get("pool/late.deb").await.status(), StatusCode::OK);
+    assert_eq!(south.beat().await.manifest_sequence, view.released);
+    assert!(south.manifest().await.files.iter().any(|file| file.path.as_str() == "pool/late.deb"));
+
+    let (id, bundle) = bundles(&south).await.pop().unwrap();
+    let leases = poll(&south, &first_poll(id, 3)).await.leases;
+    let swarm: SwarmView = operator.ok(Method::GET, "admin/swarm", &()).await;
+    let shown = swarm.bundles.iter().find(|shown| shown.id == id.to_string()).unwrap();
+    assert_eq!((shown.bytes, shown.pieces, shown.leases), (500_000, bundle.len(), leases.len() as u64));
+    let [member] = shown.members.as_slice() else { panic!("{shown:?}") };
+    assert_eq!((member.name.as_str(), member.lacks, member.leases), ("south", bundle.len(), 3));
+    assert!(!shown.complete && swarm.summary.released == view.released);
+    let status: StatusView = operator.ok(Method::GET, "admin/status", &()).await;
+    assert_eq!((status.swarm.released, status.swarm.bundles), (view.released, swarm.bundles.len() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_index_travels_as_a_recipe_that_the_origin_serves() {
+    let stage = Stage::new().await;
+    let mut south = stage.volunteer("south", "http://192.0.2.1:8080").await;
+    let before = south.beat().await.manifest_sequence;
+    let mut changed = content(INDEX, 90_000);
+    changed[50_000] ^= 1;
+    put(stage.repo(), INDEX, &changed);
+    let mut released = stage.control().swarm().release().subscribe();
+    within(released.wait_for(|&sequence| sequence > before)).await.unwrap();
+    let target = ContentHash::of(&changed);
+    let (_, bundle) = bundles(&south).await.pop().unwrap();
+    let [made] = bundle.recipes.as_slice() else { panic!("{:?}", bundle.recipes) };
+    assert_eq!((made.target, made.target_size), (target, 90_000));
+    assert_eq!(made.bases, [ContentHash::of(&content(INDEX, 90_000))]);
+    assert!(bundle.bytes() < 2_000, "a recipe instead of 90,000 bytes: {}", bundle.bytes());
+    let beat = south.beat().await;
+    let wire = south.get(&format!("{}/blob/{}", beat.origin_sync_url, made.recipe), &beat.sync_token).await;
+    let recipe = Recipe::decode(&wire).unwrap();
+    assert_eq!((recipe.target, recipe.size), (target, 90_000));
+    // Who cannot use it has the whole from the origin.
+    let whole = south.get(&format!("{}/blob/{target}", beat.origin_sync_url), &beat.sync_token).await;
+    assert!(whole == changed);
 }

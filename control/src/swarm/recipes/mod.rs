@@ -65,8 +65,8 @@ impl RecipeMaker {
             if bytes < RECIPES_BYTES_MAX && !stop() {
                 let made = if image::is_image(&source.path, source.size) {
                     let index = sectors
-                        .get_or_insert_with(|| SectorIndex::new(state, &source.path, repository, &stop));
-                    index.recipe(&source, repository, &stop)
+                        .get_or_insert_with(|| SectorIndex::new(state, &source.path, repository, stop));
+                    index.recipe(&source, repository, stop)
                 } else {
                     self.patched(&source, state, repository)
                 };
