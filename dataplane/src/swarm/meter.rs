@@ -81,7 +81,9 @@ mod tests {
             let rate = speed.seen(second * 1_000, start + Duration::from_secs(second));
             assert_eq!(rate, BytesPerSec(1_000), "{second}");
         }
-        (21..=26).for_each(|second| drop(speed.seen(20_000, start + Duration::from_secs(second))));
+        for second in 21..=26 {
+            speed.seen(20_000, start + Duration::from_secs(second));
+        }
         assert_eq!(speed.seen(20_000, start + Duration::from_secs(27)), BytesPerSec(0));
     }
 }

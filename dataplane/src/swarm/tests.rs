@@ -1,6 +1,9 @@
 //! Tests of the swarm side of sync: several volunteers, an origin and a tracker in this process.
 
 mod field;
+mod harm;
+mod recipes;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -127,8 +130,8 @@ impl Volunteer {
         let endpoint = OriginEndpoint { url: self.field.url(), token: "t".into() };
         // Its sender may go: the endpoint stays as it is.
         let endpoint = watch::channel(Some(endpoint)).1;
-        let dialer =
-            Dialer::new(DialerOptions { read_timeout: Duration::from_secs(3), ..DialerOptions::new(2) });
+        let (head_timeout, read_timeout) = (Duration::from_secs(3), Duration::from_secs(3));
+        let dialer = Dialer::new(DialerOptions { head_timeout, read_timeout, ..DialerOptions::new(2) });
         self.meter = Arc::default();
         let swarm = Swarm {
             tracker: Arc::new(seat),
@@ -188,7 +191,9 @@ async fn volunteers(field: &Arc<Field>, count: u32) -> Vec<Volunteer> {
 }
 
 async fn all_complete(volunteers: &[Volunteer], sequence: u64) {
-    volunteers.iter().for_each(|volunteer| drop(volunteer.wanted.send_replace(sequence)));
+    for volunteer in volunteers {
+        volunteer.wanted.send_replace(sequence);
+    }
     until_or(
         || volunteers.iter().all(|volunteer| volunteer.complete() == sequence),
         || format!("{:?}", volunteers.iter().map(|v| v.mirror().progress()).collect::<Vec<_>>()),
@@ -281,4 +286,87 @@ async fn many_mirrors_cost_the_origin_about_one_copy() {
     let kept =
         |volunteer: &Volunteer| std::fs::read_dir(volunteer.mirror().swarm_directory()).unwrap().count();
     until("all is swept", || volunteers.iter().all(|volunteer| kept(volunteer) == 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_after_a_release_moves_what_is_new() {
+    let field = Field::start().await;
+    let mut files = sample();
+    let volunteers = volunteers(&field, 3).await;
+    bundled(&field, &files);
+    all_complete(&volunteers, field.publish(&files)).await;
+    let before = field.origin_bytes();
+    let new =
+        vec![("pool/new".to_owned(), content(50, 200_000)), ("pool/copy".to_owned(), content(1, 1_500_000))];
+    bundled(&field, &new[..1]);
+    files.extend(new);
+    files.remove(1);
+    all_complete(&volunteers, field.publish(&files)).await;
+    volunteers.iter().for_each(|volunteer| same(volunteer, &files));
+    let moved = field.origin_bytes() - before;
+    assert!(moved <= 200_000 + 16_384, "{moved} bytes for 200,000 new ones");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_come_in_packs() {
+    let field = Field::start().await;
+    let files: Vec<File> =
+        (0..3_000).map(|n| (format!("pool/{}/f{n}", n % 40), content(n, n as usize % 3_000))).collect();
+    bundled(&field, &files);
+    let sequence = field.publish(&files);
+    let volunteers = volunteers(&field, 2).await;
+    all_complete(&volunteers, sequence).await;
+    volunteers.iter().for_each(|volunteer| same(volunteer, &files));
+    assert_eq!(field.requests(&files[77].1), (0, 0), "no small file is fetched by itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wants_a_part_fetches_that_part() {
+    let field = Field::start().await;
+    let all = sample();
+    let bundle = bundled(&field, &all);
+    // The bundle has all of it, the mirror wants one large file and a few small ones.
+    let files: Vec<File> =
+        all.iter().filter(|(path, _)| path == "pool/odd" || path.ends_with('7')).cloned().collect();
+    let sequence = field.publish(&files);
+    let volunteers = volunteers(&field, 1).await;
+    all_complete(&volunteers, sequence).await;
+    same(&volunteers[0], &files);
+    assert_eq!(field.requests(&all[0].1), (0, 0));
+    // Each small file may cost two pieces.
+    assert!(field.origin_bytes() <= 333_333 + 12 * 2 * 16_384, "{}", field.origin_bytes());
+    assert!(field.held(bundle, NodeId(1)) < field.bundle_pieces(bundle));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_bundle_has_is_fetched_whole() {
+    let field = Field::start().await;
+    let mut files = sample();
+    bundled(&field, &files);
+    files.push(("pool/alone".to_owned(), content(60, 80_000)));
+    let sequence = field.publish(&files);
+    let volunteers = volunteers(&field, 2).await;
+    all_complete(&volunteers, sequence).await;
+    volunteers.iter().for_each(|volunteer| same(volunteer, &files));
+    assert_eq!(field.requests(&files.last().unwrap().1), (0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_this_disk_has_is_not_fetched() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    let mut volunteer = Volunteer::new(&field, 1).await;
+    // An older mirror's tree: one file is right, one has the size and other bytes.
+    let tree = volunteer.tree();
+    std::fs::create_dir_all(tree.join("pool/small")).unwrap();
+    std::fs::write(tree.join("pool/large"), &files[0].1).unwrap();
+    std::fs::write(tree.join("pool/odd"), content(999, 333_333)).unwrap();
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), field.publish(&files)).await;
+    same(&volunteer, &files);
+    assert_eq!(field.requests(&files[0].1), (0, 0), "it is here");
+    let (ranges, whole) = field.requests(&files[1].1);
+    assert!(ranges >= 21 && whole == 0, "what is not here comes in pieces");
+    assert_eq!(volunteer.meter.disk.load(std::sync::atomic::Ordering::Relaxed), 1_500_000);
 }

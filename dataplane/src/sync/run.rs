@@ -101,6 +101,13 @@ pub async fn run<M: ManifestSource, B: BlobSource, T: Tracker>(
         going,
     };
     sync.recheck();
+    if sync.mirror.target().is_some() {
+        // What was being copied in pieces goes on so.
+        tokio::select! {
+            () = sync.swarm.refresh() => {}
+            stopped = stop.wait_for(|&stop| stop) => drop(stopped),
+        }
+    }
     sync.replan().await;
     loop {
         sync.begin();

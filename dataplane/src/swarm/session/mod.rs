@@ -106,7 +106,8 @@ pub(super) struct Session<T> {
 /// From whom a piece is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
-    Origin,
+    /// Under a lease that ends then.
+    Origin(Instant),
     Peer(NodeId),
 }
 
@@ -201,6 +202,7 @@ impl<T: Tracker> Session<T> {
         let end = session.until_end(&mut plans).await;
         session.stop_asking();
         if let Some(end) = end {
+            session.trouble_over().await;
             let _ = session.reports.send(Report::Ended(end)).await;
         }
     }
@@ -283,7 +285,7 @@ impl<T: Tracker> Session<T> {
             }
             self.origin.open += 1;
             let address = Address { url: url.clone(), token: token.clone() };
-            self.ask(From::Origin, address, piece, ORIGIN_PATIENCE, now);
+            self.ask(From::Origin(until), address, piece, ORIGIN_PATIENCE, now);
         }
         self.leases.extend(busy);
     }
@@ -498,11 +500,15 @@ impl<T: Tracker> Session<T> {
         self.picker.have().contains(piece)
     }
 
-    /// Ends all requests for pieces.
+    /// Ends all requests for pieces; leases that were being used may be used again.
     fn stop_asking(&mut self) {
         self.fetches = JoinSet::new();
-        let peers = self.asked.drain().filter(|(_, asked)| asked.from != From::Origin).count();
-        self.parts.meter.asked.fetch_sub(u32::try_from(peers).unwrap_or(0), Ordering::Relaxed);
+        for (_, asked) in self.asked.drain() {
+            match asked.from {
+                From::Origin(until) => self.leases.push_front((asked.piece, until)),
+                From::Peer(_) => drop(self.parts.meter.asked.fetch_sub(1, Ordering::Relaxed)),
+            }
+        }
         self.origin.open = 0;
     }
 }

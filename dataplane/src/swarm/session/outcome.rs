@@ -50,7 +50,7 @@ impl<T: Tracker> Session<T> {
         // Without an entry it was ended because another request brought the piece.
         let asked = self.asked.remove(&id)?;
         match asked.from {
-            From::Origin => self.origin.open -= 1,
+            From::Origin(_) => self.origin.open -= 1,
             From::Peer(_) => drop(self.parts.meter.asked.fetch_sub(1, Ordering::Relaxed)),
         }
         let piece = asked.piece;
@@ -58,7 +58,7 @@ impl<T: Tracker> Session<T> {
         let error = match result {
             Ok(()) => {
                 match asked.from {
-                    From::Origin => {
+                    From::Origin(_) => {
                         Meter::add(&self.parts.meter.origin, bytes);
                         self.origin.failures = 0;
                         self.origin.useless = 0;
@@ -78,11 +78,14 @@ impl<T: Tracker> Session<T> {
             Meter::add(&self.parts.meter.wasted, bytes);
         }
         if let PieceError::Local(error) = error {
+            if let From::Origin(until) = asked.from {
+                self.leases.push_front((piece, until));
+            }
             self.pause(&error, now).await;
             return None;
         }
         match asked.from {
-            From::Origin => self.origin_failed(piece, &error, now),
+            From::Origin(until) => self.origin_failed(piece, until, &error, now),
             From::Peer(node) => {
                 self.peer_failed(node, piece, error, now);
                 None
@@ -107,15 +110,16 @@ impl<T: Tracker> Session<T> {
             let Some(asked) = self.asked.remove(&id) else { continue };
             asked.task.abort();
             match asked.from {
-                From::Origin => self.origin.open -= 1,
+                From::Origin(_) => self.origin.open -= 1,
                 From::Peer(_) => drop(self.parts.meter.asked.fetch_sub(1, Ordering::Relaxed)),
             }
         }
     }
 
-    fn origin_failed(&mut self, piece: u32, error: &PieceError, now: Instant) -> Option<End> {
+    fn origin_failed(&mut self, piece: u32, until: Instant, error: &PieceError, now: Instant) -> Option<End> {
         tracing::debug!(bundle = %self.layout.id, piece, %error, "the origin did not give a piece");
         self.picker.failed_elsewhere(piece);
+        self.leases.push_front((piece, until));
         self.origin.failures = self.origin.failures.saturating_add(1);
         let wait = ORIGIN_AWAY_FIRST.saturating_mul(1 << (self.origin.failures - 1).min(10));
         let asked_for = match error {
@@ -356,7 +360,7 @@ impl<T: Tracker> Session<T> {
         let _ = self.reports.send(Report::Trouble(Some(error.to_string()))).await;
     }
 
-    async fn trouble_over(&mut self) {
+    pub(super) async fn trouble_over(&mut self) {
         if std::mem::take(&mut self.troubled) {
             let _ = self.reports.send(Report::Trouble(None)).await;
         }

@@ -1,6 +1,6 @@
 //! An origin, a tracker and volunteers in one process, over loopback; each misbehaves as a test wants it to.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard};
@@ -45,8 +45,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Book {
-    leased: HashSet<u32>,
-    lost: VecDeque<u32>,
+    leased: HashMap<u32, Instant>,
     held: HashMap<NodeId, PieceSet>,
     unwanted: HashMap<NodeId, HashSet<u32>>,
     leaving: HashSet<NodeId>,
@@ -171,11 +170,6 @@ impl Field {
         id
     }
 
-    /// The bundle says of a piece what is not so.
-    pub(super) fn drop_bundles(&self) {
-        self.shared().bundles.clear();
-    }
-
     pub(super) fn origin_bytes(&self) -> u64 {
         self.shared().origin_bytes
     }
@@ -266,25 +260,24 @@ impl Field {
         });
         assert!(poll.whole || poll.unwanted == Runs::default());
         let unwanted = book.unwanted.entry(node).or_default().clone();
-        let mine = held.clone();
         let held_by_any = |book: &Book, piece| book.held.values().any(|held| held.contains(piece));
         let mut leases = Vec::new();
-        for piece in book.lost.iter().copied().chain(0..pieces).collect::<Vec<_>>() {
-            let free = !book.leased.contains(&piece) && !held_by_any(book, piece);
+        book.leased.retain(|_, until| *until > Instant::now());
+        for piece in 0..pieces {
+            let free = !book.leased.contains_key(&piece) && !held_by_any(book, piece);
             if leases.len() < poll.leases as usize
                 && free
                 && !unwanted.contains(&piece)
                 && !switches.no_leases
             {
-                book.leased.insert(piece);
-                leases.push(LeaseGrant { piece, for_ms: 5_000 });
+                book.leased.insert(piece, Instant::now() + LEASE);
+                leases.push(LeaseGrant { piece, for_ms: LEASE.as_millis() as u64 });
             }
         }
         let complete = book.held.iter().all(|(node, held)| {
             let unwanted = book.unwanted.get(node).map_or(0, HashSet::len);
             held.count() as usize + unwanted >= pieces as usize
         });
-        let _ = mine;
         let hint = |(&node, url): (&NodeId, &String)| {
             let token = SyncToken { node, expires: u32::MAX }.seal(&SyncKey::of_volunteer(&Self::key(node)));
             PeerHint { node, url: url.clone(), token }
@@ -381,3 +374,6 @@ impl ManifestSource for Arc<Field> {
 pub(super) fn hash(bytes: &[u8]) -> freshet_api::ContentHash {
     freshet_api::ContentHash::from(blake3::hash(bytes))
 }
+
+/// How long a lease lasts.
+const LEASE: Duration = Duration::from_secs(20);

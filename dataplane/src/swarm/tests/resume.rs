@@ -1,0 +1,88 @@
+//! Killed in the middle, and started again.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_volunteer_fetches_nothing_again_that_was_durable() {
+    let field = Field::start().await;
+    let files = sample();
+    let bundle = bundled(&field, &files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(5);
+    let sequence = field.publish(&files);
+    let mut volunteer = Volunteer::started(&field, 1).await;
+    let all = u64::from(field.bundle_pieces(bundle)) * 16_384;
+    let mut kills = 0;
+    for part in 1..=3 {
+        volunteer.wanted.send_replace(sequence);
+        until("some pieces came", || field.origin_bytes() > all * part / 5).await;
+        volunteer.kill().await;
+        kills += 1;
+        volunteer.start().await;
+    }
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    // One piece per connection, and what was on its way when the tracker's fake forgot its leases.
+    let most = total(&files) + 60 * 16_384 / 4 + kills * 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_and_not_recorded_is_found_again() {
+    let field = Field::start().await;
+    let files = sample();
+    let bundle = bundled(&field, &files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(5);
+    let sequence = field.publish(&files);
+    let mut volunteer = Volunteer::new(&field, 1).await;
+    // Nothing is recorded as long as something is under way.
+    volunteer.options.sync_apart = Duration::from_secs(1);
+    volunteer.start().await;
+    volunteer.wanted.send_replace(sequence);
+    let half = u64::from(field.bundle_pieces(bundle)) * 16_384 / 2;
+    until("half of it came", || field.origin_bytes() > half).await;
+    volunteer.kill().await;
+    let directory = volunteer.root().join("state/swarm").join(bundle.to_string());
+    // As after a crash in which the bitmap's last write was lost.
+    std::fs::write(directory.join("have"), b"").unwrap();
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    let most = total(&files) + 60 * 16_384 / 4 + 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_piece_on_disk_is_fetched_again() {
+    let field = Field::start().await;
+    let files = vec![("pool/large".to_owned(), content(1, 1_000_000))];
+    let bundle = bundled(&field, &files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(10);
+    let sequence = field.publish(&files);
+    let mut volunteer = Volunteer::started(&field, 1).await;
+    volunteer.wanted.send_replace(sequence);
+    until("some are announced", || field.held(bundle, NodeId(1)) > 10).await;
+    volunteer.kill().await;
+    let object = field::hash(&files[0].1).to_hex();
+    let path = volunteer.root().join("state/swarm").join(bundle.to_string()).join(object);
+    // All of it turns to zeros behind the bitmap's back.
+    std::fs::write(&path, vec![0; 1_000_000]).unwrap();
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_others_go_on_when_one_is_killed_for_good() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(5);
+    let sequence = field.publish(&files);
+    let mut volunteers = volunteers(&field, 4).await;
+    volunteers.iter().for_each(|volunteer| assert_eq!(volunteer.wanted.send_replace(sequence), 0));
+    until("some pieces came", || field.origin_bytes() > 300_000).await;
+    let mut killed = volunteers.remove(0);
+    killed.kill().await;
+    all_complete(&volunteers, sequence).await;
+    volunteers.iter().for_each(|volunteer| same(volunteer, &files));
+}
