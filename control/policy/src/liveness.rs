@@ -16,6 +16,8 @@ pub struct LivenessTerms {
     pub suspect_after: f64,
     /// After so many it is dead.
     pub dead_after: f64,
+    /// But never sooner than this, however short the interval: a busy host is late by so much and not gone.
+    pub dead_min: Duration,
     /// The penalty of a flap halves in this time.
     pub half_life: Duration,
     /// With so many flaps' penalty a node is kept out.
@@ -30,6 +32,7 @@ impl Default for LivenessTerms {
             interval: Duration::from_secs(1),
             suspect_after: 2.5,
             dead_after: 5.0,
+            dead_min: Duration::from_secs(3),
             half_life: Duration::from_secs(120),
             suppress_at: 3.0,
             reuse_at: 1.0,
@@ -89,8 +92,9 @@ impl Liveness {
     /// How the node stands at `now`.
     pub fn state(&self, now: Moment, terms: &LivenessTerms) -> Life {
         let Some(heard) = self.heard else { return Life::Unknown };
-        let missed = now.since(heard).as_secs_f64() / terms.interval.as_secs_f64().max(1e-3);
-        if missed > terms.dead_after {
+        let silent = now.since(heard);
+        let missed = silent.as_secs_f64() / terms.interval.as_secs_f64().max(1e-3);
+        if missed > terms.dead_after && silent > terms.dead_min {
             Life::Dead
         } else if self.suppressed && self.penalty_now(now, terms) > terms.reuse_at {
             Life::Flapping
@@ -135,6 +139,15 @@ mod tests {
         assert_eq!(node.state(at(5.1), &terms), Life::Dead);
         node.heartbeat(1, at(6.0), &terms);
         assert_eq!(node.state(at(6.0), &terms), Life::Alive);
+    }
+
+    #[test]
+    fn short_intervals_make_no_node_dead_for_being_busy() {
+        let terms = LivenessTerms { interval: Duration::from_millis(200), ..LivenessTerms::default() };
+        let mut node = Liveness::default();
+        node.heartbeat(1, at(0.0), &terms);
+        assert_eq!(node.state(at(2.9), &terms), Life::Suspect);
+        assert_eq!(node.state(at(3.1), &terms), Life::Dead);
     }
 
     #[test]
