@@ -147,6 +147,36 @@ fn load(lab: &Lab, listener: &TcpListener, stop: &AtomicBool, moved: &AtomicU64)
     })
 }
 
+fn leaves_nothing_when_told(test: &str, attachment: Attachment) {
+    let Some(lab) = Lab::new(test, false) else { return };
+    let pins = lab.pins();
+    // What is told to leave nothing does so, also over the pins of a run before.
+    for told in [false, true] {
+        let (accounting, classes) = open(&lab, options(Some(&pins), attachment));
+        let claim = classes.port(8080, Class::Delivery).unwrap();
+        if told {
+            classes.leave_nothing();
+        }
+        drop((claim, accounting));
+        if told {
+            assert!(!pins.exists());
+            eventually("all is detached", || attached(&lab) == (0, 0));
+        } else {
+            assert_eq!(attached(&lab), both_ways(attachment), "pinned on purpose");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_told_leaves_nothing_by_tcx() {
+    leaves_nothing_when_told("quit", Attachment::Tcx);
+}
+
+#[test]
+fn a_run_that_is_told_leaves_nothing_by_clsact() {
+    leaves_nothing_when_told("quitcls", Attachment::Clsact);
+}
+
 fn killed_twenty_times(test: &str, attachment: Attachment) {
     let Some(lab) = Lab::new(test, false) else { return };
     let listener = listen(&lab, "10.77.0.1");
