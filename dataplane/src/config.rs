@@ -312,7 +312,7 @@ impl Pins {
             Self::Auto => {
                 let state = std::fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
                 let name = blake3::hash(state.as_os_str().as_encoded_bytes());
-                let mounted = Path::new(BPFFS).is_dir();
+                let mounted = rustix::fs::statfs(BPFFS).is_ok_and(|fs| fs.f_type as u64 == BPF_FS_MAGIC);
                 mounted.then(|| Path::new(BPFFS).join(format!("{PINS_PREFIX}{}", &name.to_hex()[..16])))
             }
         }
@@ -562,6 +562,8 @@ pub const FILE_NAME: &str = "dataplane.toml";
 pub const TREE: &str = "tree";
 /// Where a bpffs is usually mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
+/// From `linux/magic.h`.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// How the directories of [`Pins::Auto`] begin.
 pub const PINS_PREFIX: &str = "freshet-";
 /// The least rate that can be donated.

@@ -28,11 +28,20 @@ fn dataplane() -> Command {
 }
 
 fn join(control: &FakeControl, secret: u8, state: &Path) -> Output {
-    dataplane()
+    let joined = dataplane()
         .args(["join", &control.join_string(secret).to_string(), "--listen", "127.0.0.1:0", "--state"])
         .arg(state)
         .output()
-        .unwrap()
+        .unwrap();
+    // Daemons are killed here, and must leave nothing on this machine.
+    let path = state.join("dataplane.toml");
+    if let Ok(text) = std::fs::read_to_string(&path)
+        && !text.contains("pins = 'off'")
+        && joined.status.success()
+    {
+        std::fs::write(&path, format!("pins = 'off'\n{text}")).unwrap();
+    }
+    joined
 }
 
 fn stderr(output: &Output) -> String {

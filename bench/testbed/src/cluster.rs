@@ -224,6 +224,7 @@ impl Cluster {
                 stderr: joined.stderr.trim().to_owned(),
             });
         }
+        forget_with_the_process(&state)?;
         let mut volunteer = Volunteer { name: name.to_owned(), host, delivery, state, process: None };
         volunteer.start(&self.programs)?;
         self.volunteers.push(volunteer);
@@ -444,6 +445,14 @@ impl Volunteer {
         self.process = Some(process);
         Ok(())
     }
+}
+
+/// Has the volunteer pin nothing in the kernel: what is killed here must leave nothing on this machine.
+fn forget_with_the_process(state: &Path) -> Result<(), Error> {
+    let path = state.join("dataplane.toml");
+    let failed = || Error::io(format!("writing {}", path.display()));
+    let joined = std::fs::read_to_string(&path).map_err(failed())?;
+    std::fs::write(&path, format!("pins = \"off\"\n{joined}")).map_err(failed())
 }
 
 /// The kernel takes some milliseconds to give up a dead process's ring, and with it the port: until then a
