@@ -28,20 +28,11 @@ fn dataplane() -> Command {
 }
 
 fn join(control: &FakeControl, secret: u8, state: &Path) -> Output {
-    let joined = dataplane()
+    dataplane()
         .args(["join", &control.join_string(secret).to_string(), "--listen", "127.0.0.1:0", "--state"])
         .arg(state)
         .output()
-        .unwrap();
-    // Daemons are killed here, and must leave nothing on this machine.
-    let path = state.join("dataplane.toml");
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && !text.contains("pins = 'off'")
-        && joined.status.success()
-    {
-        std::fs::write(&path, format!("pins = 'off'\n{text}")).unwrap();
-    }
-    joined
+        .unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -70,6 +61,12 @@ struct Daemon {
 impl Daemon {
     /// Starts it, or `None` where the kernel has no io_uring.
     fn start(state: &Path) -> Option<Self> {
+        // Daemons are killed here, and must leave nothing on this machine.
+        let configuration = state.join("dataplane.toml");
+        let text = std::fs::read_to_string(&configuration).unwrap();
+        if !text.starts_with("pins = ") {
+            std::fs::write(&configuration, format!("pins = 'off'\n{text}")).unwrap();
+        }
         let log = state.join("test.log");
         let mut child = dataplane()
             .args(["run", "--rings", "1", "--state"])
