@@ -9,6 +9,7 @@ mod plot;
 mod serve;
 mod sim;
 mod spread;
+mod sync;
 mod trace;
 
 use std::process::ExitCode;
@@ -29,10 +30,13 @@ struct Arguments {
 enum Verb {
     /// The engine against nginx, lighttpd and static-web-server: rate, CPU, latency, memory.
     Serve(serve::Arguments),
-    /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed. Needs root.
+    /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed, and what the owner of
+    /// a slow link notices. Needs root and iperf3.
     Pacing(pacing::Arguments),
-    /// Counters by class against the interface's and what was sent; what they cost. Needs root.
+    /// Counters by class against the interface's and what was sent; what they cost. Needs root and iperf3.
     Accounting(accounting::Arguments),
+    /// How soon a release is on every mirror, and at what cost: the swarm against rsync and BitTorrent. Needs root.
+    Sync(sync::Arguments),
     /// Simulates origin, volunteers and customers over the real policies; scenarios are TOML files.
     Sim(sim::Arguments),
     /// Makes, measures and imports request traces.
@@ -47,6 +51,9 @@ fn main() -> ExitCode {
         }
         Verb::Accounting(arguments) => {
             interrupt::cancel_on_signals().and_then(|cancel| accounting::run(&arguments, &cancel))
+        }
+        Verb::Sync(arguments) => {
+            interrupt::cancel_on_signals().and_then(|cancel| sync::run(&arguments, &cancel))
         }
         Verb::Sim(arguments) => sim::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),
