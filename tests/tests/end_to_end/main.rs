@@ -11,4 +11,5 @@ mod customers;
 mod hostile;
 mod losses;
 mod standalone;
+mod swarm;
 mod tickets;

@@ -65,6 +65,8 @@ pub(super) struct Switches {
     /// The origin waits so long before each piece.
     pub(super) slowly: Duration,
     pub(super) never_complete: bool,
+    /// How long a lease lasts, if not [`LEASE`].
+    pub(super) lease: Option<Duration>,
 }
 
 pub(super) struct Field {
@@ -242,6 +244,7 @@ impl Field {
         if switches.closed {
             return SwarmReply { closed: true, ..SwarmReply::default() };
         }
+        let lease = switches.lease.unwrap_or(LEASE);
         let book = shared.books.get_mut(&poll.bundle).unwrap();
         if poll.leaving {
             book.leaving.insert(node);
@@ -270,8 +273,8 @@ impl Field {
                 && !unwanted.contains(&piece)
                 && !switches.no_leases
             {
-                book.leased.insert(piece, Instant::now() + LEASE);
-                leases.push(LeaseGrant { piece, for_ms: LEASE.as_millis() as u64 });
+                book.leased.insert(piece, Instant::now() + lease);
+                leases.push(LeaseGrant { piece, for_ms: lease.as_millis() as u64 });
             }
         }
         let complete = book.held.iter().all(|(node, held)| {

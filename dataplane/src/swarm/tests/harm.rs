@@ -171,6 +171,7 @@ async fn a_full_disk_stops_it_and_room_lets_it_go_on() {
     let files = sample();
     bundled(&field, &files);
     let volunteers = volunteers(&field, 2).await;
+    field.switches.lock().unwrap().lease = Some(Duration::from_secs(1));
     volunteers[0].mirror().fail_writes(rustix::io::Errno::NOSPC.raw_os_error());
     let sequence = field.publish(&files);
     volunteers.iter().for_each(|volunteer| assert_eq!(volunteer.wanted.send_replace(sequence), 0));
