@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod checksum;
 pub mod config;
 pub mod enrol;
+pub mod glob;
 pub mod heartbeat;
 pub mod id;
 pub mod manifest;

@@ -2,7 +2,7 @@
 //!
 //! By name and place alone; nothing is opened. Operators add their own patterns.
 
-use super::glob::Glob;
+use freshet_api::glob::Glob;
 
 /// Whether the path (relative, without leading `/`) is an index, a signature or a list of checksums.
 ///

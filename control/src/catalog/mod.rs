@@ -5,7 +5,6 @@
 
 mod bell;
 mod entry;
-mod glob;
 mod hashing;
 mod history;
 mod index;
@@ -37,7 +36,7 @@ use self::keeper::Keeper;
 use self::store::Store;
 
 pub use self::entry::FileEntry;
-pub use self::glob::{Glob, GlobError};
+pub use freshet_api::glob::{Glob, GlobError};
 pub use self::metadata::Patterns;
 pub use self::snapshot::{ItemKind, LINK_HOPS_MAX, ListItem, Snapshot};
 pub use self::store::StoreError;
