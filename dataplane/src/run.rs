@@ -258,7 +258,7 @@ impl Volunteer {
             Origin::new(client.sync.clone(), origin_heard.clone(), Arc::clone(&pacer) as Arc<dyn ReadPacer>),
             Swarm {
                 tracker: Arc::new(client.control(&credential)),
-                dialer: client.sync.clone(),
+                dialer: client.sync,
                 pacer: pacer as Arc<dyn ReadPacer>,
                 origin: origin_heard,
                 shelves,
