@@ -213,16 +213,31 @@ impl Work {
 fn closed(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Result<CellResult> {
     let Kind::Closed { connections, fresh, turn_factor } = cell.kind else { bail!("not a closed-loop cell") };
     let turn_time = Duration::from_millis(arguments.turn_ms) * turn_factor;
+    let mut result = CellResult::new(cell.name, cell.what);
     let mut runs = Vec::new();
+    // Where all servers' connections together are too many for one client, each turn makes its own.
+    let kept = ((connections + LEARNING) * peers.len()) as u64 <= descriptor_limit();
     for peer in peers {
-        let mut client = Client::new(peer.address, &work.paths, connections, fresh)?.spinning(arguments.spin);
-        client.closed_loop(turn_time, &mut histogram())?;
-        runs.push(Run::new(client, peer)?);
+        let connect = || -> Result<Client> {
+            let client = Client::new(peer.address, &work.paths, connections, fresh)?;
+            Ok(client.spinning(arguments.spin))
+        };
+        let warm_up = || -> Result<Client> {
+            let mut client = connect()?;
+            client.closed_loop(turn_time, &mut histogram())?;
+            Ok(client)
+        };
+        match warm_up() {
+            Ok(client) => runs.push(Run::new(kept.then_some(client), Box::new(connect), peer)?),
+            Err(error) => result.notes.push(peer.cannot(error)?),
+        }
+    }
+    if runs.iter().any(|run| run.peer.name == "freshet-2") {
+        result.notes.push(SHARED_CORE.to_owned());
     }
     for round in 0..arguments.rounds as usize {
         in_turn(&mut runs, round, |run| run.turn(|client, latency| client.closed_loop(turn_time, latency)))?;
     }
-    let mut result = CellResult::new(cell.name, cell.what);
     let slowest = runs.iter().filter_map(|run| Spread::of(run.samples.iter().map(Sample::requests_per_sec)));
     let rate = slowest.map(|spread| spread.median).fold(f64::INFINITY, f64::min) * arguments.rate_share;
     if rate >= FIXED_RATE_MIN {
@@ -241,7 +256,9 @@ fn closed(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Res
 /// One server's client and what was measured with it.
 struct Run<'a> {
     peer: &'a Peer,
-    client: Client,
+    /// Kept between turns, where there are descriptors enough.
+    client: Option<Client>,
+    connect: Box<dyn Fn() -> Result<Client> + 'a>,
     meter: CpuMeter,
     samples: Vec<Sample>,
     latency: Histogram<u64>,
@@ -264,12 +281,17 @@ impl Sample {
 }
 
 impl<'a> Run<'a> {
-    fn new(client: Client, peer: &'a Peer) -> Result<Self> {
+    fn new(
+        client: Option<Client>,
+        connect: Box<dyn Fn() -> Result<Client> + 'a>,
+        peer: &'a Peer,
+    ) -> Result<Self> {
         let mut meter = CpuMeter::new(peer.pid());
         meter.used()?;
         Ok(Self {
             peer,
             client,
+            connect,
             meter,
             samples: Vec::new(),
             latency: histogram(),
@@ -282,18 +304,31 @@ impl<'a> Run<'a> {
         &mut self,
         work: impl FnOnce(&mut Client, &mut Histogram<u64>) -> Result<client::Turn>,
     ) -> Result<()> {
+        let (mut client, kept) = self.connected()?;
         let before = self.meter.used()?;
-        let turn = work(&mut self.client, &mut self.latency).with_context(|| self.peer.name.clone())?;
+        let turn = work(&mut client, &mut self.latency).with_context(|| self.peer.name.clone())?;
         // The last response's clean-up belongs to this turn.
         std::thread::sleep(Duration::from_micros(300));
         let cpu = self.meter.used()? - before;
+        self.client = kept.then_some(client);
         self.samples.push(Sample { requests: turn.requests, bytes: turn.bytes, wall: turn.wall, cpu });
         Ok(())
     }
 
+    /// A client, and whether it is kept after the turn.
+    fn connected(&mut self) -> Result<(Client, bool)> {
+        if let Some(client) = self.client.take() {
+            return Ok((client, true));
+        }
+        wait_until_quiet(self.peer)?;
+        Ok(((self.connect)().with_context(|| self.peer.name.clone())?, false))
+    }
+
     fn turn_at_rate(&mut self, rate: f64, time: Duration) -> Result<()> {
+        let (mut client, kept) = self.connected()?;
         let mut latency = histogram();
-        self.client.open_loop(rate, time, &mut latency).with_context(|| self.peer.name.clone())?;
+        client.open_loop(rate, time, &mut latency).with_context(|| self.peer.name.clone())?;
+        self.client = kept.then_some(client);
         self.rounds_p99_at_rate.extend(Latency::of(&latency).map(|latency| latency.p99_us));
         self.latency_at_rate.add(&latency)?;
         Ok(())
@@ -383,11 +418,7 @@ fn idle(cell: Cell, work: &Work, peers: &[Peer]) -> Result<CellResult> {
                 bytes_per_idle_connection: Some(bytes),
                 ..ServerResult::default()
             }),
-            // A peer that doesn't carry so many connections is a result too; ours must.
-            Err(error) if !peer.name.starts_with("freshet") => {
-                result.notes.push(format!("{}: not measured: {error:#}", peer.name));
-            }
-            Err(error) => return Err(error),
+            Err(error) => result.notes.push(peer.cannot(error)?),
         }
     }
     Ok(result)
@@ -478,11 +509,13 @@ fn dataplane_binary(named: Option<&Path>) -> Result<PathBuf> {
 fn raise_descriptor_limit() -> Result<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_none_or(|maximum| maximum >= DESCRIPTORS) {
-        limit.current = limit.maximum.map_or(Some(DESCRIPTORS), Some);
-        setrlimit(Resource::Nofile, limit)?;
-    }
+    limit.current = limit.maximum.or(Some(DESCRIPTORS));
+    setrlimit(Resource::Nofile, limit)?;
     Ok(())
+}
+
+fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 fn pin_to(core: usize) -> Result<()> {
@@ -492,6 +525,9 @@ fn pin_to(core: usize) -> Result<()> {
         .with_context(|| format!("there is no core {core} to run on"))
 }
 
+const SHARED_CORE: &str = "freshet-2 runs on the client's core too, so its rate tells nothing about two cores; but \
+                           twice the ratio of CPU per request, freshet / freshet-2, is by how much two cores could \
+                           serve more than one";
 const MANY_FILES: usize = 100_000;
 const MANY_MEAN_BYTES: u64 = 13_000;
 const COLD_IMAGES: [u64; 4] = [200 << 20, (200 << 20) + 1, (200 << 20) + 2, (200 << 20) + 3];
@@ -505,6 +541,8 @@ const FIXED_RATE_TIME: Duration = Duration::from_millis(500);
 const FIXED_RATE_REQUESTS_MIN: f64 = 40.0;
 const QUIET_STEP: Duration = Duration::from_millis(200);
 const QUIET_STEPS_MAX: u32 = 100;
+/// Descriptors of a client beside its connections.
+const LEARNING: usize = 64;
 const DESCRIPTORS: u64 = 65_536;
 
 #[cfg(test)]

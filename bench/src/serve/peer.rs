@@ -125,6 +125,17 @@ impl Peer {
         self.child.id()
     }
 
+    /// A note of what this server did not do; ours must do everything.
+    ///
+    /// # Errors
+    /// The error itself, when the server is ours.
+    pub(crate) fn cannot(&self, error: anyhow::Error) -> Result<String> {
+        if self.name.starts_with("freshet") {
+            return Err(error.context(self.name.clone()));
+        }
+        Ok(format!("{}: not measured: {error:#}", self.name))
+    }
+
     fn wait_until_up(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         while !client::answers(self.address) {
@@ -175,10 +186,13 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// As an administrator who wants speed sets it up: sendfile, tcp_nopush, open_file_cache, no log.
+/// As an administrator who wants speed sets it up: sendfile, tcp_nopush, open_file_cache, no log. Its file cache
+/// takes what the limit of descriptors leaves to it: beyond that nginx answers 500.
 fn nginx(root: &Path, scratch: &Path, address: SocketAddr) -> String {
     let (root, scratch) = (root.display(), scratch.display());
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let cached_files = (limit / 4 * 3).min(150_000);
     format!(
         "daemon off; {user} worker_processes 1; pid {scratch}/pid; worker_rlimit_nofile 200000;
 error_log stderr crit;
@@ -186,7 +200,7 @@ events {{ worker_connections 30000; multi_accept on; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; default_type application/octet-stream;
   keepalive_timeout 3600s; keepalive_requests 1000000000; server_tokens on;
-  open_file_cache max=150000 inactive=600s; open_file_cache_valid 60s; open_file_cache_min_uses 1;
+  open_file_cache max={cached_files} inactive=600s; open_file_cache_valid 60s; open_file_cache_min_uses 1;
   client_body_temp_path {scratch}/b; proxy_temp_path {scratch}/p; fastcgi_temp_path {scratch}/f;
   uwsgi_temp_path {scratch}/u; scgi_temp_path {scratch}/s;
   server {{ listen {address} backlog=4096; root {root}; }}

@@ -1,6 +1,6 @@
 //! The result of `bench serve`: a table for people, JSON for programs, plots; nothing is measured here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -137,7 +137,17 @@ impl Report {
             let _ = writeln!(text, "not installed, left out: {}", self.left_out.join(", "));
         }
         let mut rates = table(
-            &["cell", "server", "requests/s", "GB/s", "CPU µs/request", "CPU s/GB", "rate ×", "CPU ×"],
+            &[
+                "cell",
+                "server",
+                "requests/s",
+                "GB/s",
+                "CPU µs/request",
+                "CPU s/GB",
+                "busy",
+                "rate ×",
+                "CPU ×",
+            ],
             2,
         );
         let mut latencies = table(
@@ -176,6 +186,7 @@ impl Report {
                         format!("{:.3}", middle(&server.rounds_bytes_per_sec) / 1e9),
                         format!("{:.2}", middle(&server.rounds_cpu_us_per_request)),
                         format!("{:.3}", middle(&server.rounds_cpu_s_per_gb)),
+                        format!("{:.0} %", rate.median * middle(&server.rounds_cpu_us_per_request) / 1e4),
                         ratio(&first.rounds_requests_per_sec, &server.rounds_requests_per_sec),
                         ratio(&first.rounds_cpu_us_per_request, &server.rounds_cpu_us_per_request),
                     ]);
@@ -207,7 +218,15 @@ impl Report {
                 }
             }
         }
-        for note in self.cells.iter().flat_map(|cell| &cell.notes) {
+        if self.cells.iter().flat_map(|cell| &cell.servers).any(|server| !server.rate().is_empty()) {
+            text.push_str(
+                "busy: the server's CPU time in a core's; well below 100 % the client was the limit, and only CPU \
+                 tells the servers apart\n",
+            );
+        }
+        let notes: BTreeSet<&str> =
+            self.cells.iter().flat_map(|cell| &cell.notes).map(String::as_str).collect();
+        for note in notes {
             let _ = writeln!(text, "note: {note}");
         }
         for table in [rates, latencies, others] {
