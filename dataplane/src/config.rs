@@ -18,8 +18,10 @@ use crate::logging::LogFormat;
 use crate::network::Network;
 
 pub mod budget;
+pub mod mirror;
 
 use budget::BudgetConfig;
+use mirror::MirrorConfig;
 
 /// `dataplane.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +65,9 @@ pub struct Config {
     pub grace_secs: Option<u64>,
     /// What the owner gives beyond a rate.
     pub budget: BudgetConfig,
+    /// Which part of the repository is kept.
+    #[serde(skip_serializing_if = "MirrorConfig::is_whole")]
+    pub mirror: MirrorConfig,
     /// The engine's bounds.
     pub limits: LimitOptions,
     /// Logs.
@@ -116,6 +121,7 @@ impl Default for Config {
             rings: 0,
             grace_secs: None,
             budget: BudgetConfig::default(),
+            mirror: MirrorConfig::default(),
             limits: LimitOptions::default(),
             log: LogConfig::default(),
         }
@@ -171,6 +177,7 @@ impl Config {
             }
         }
         self.budget.check(self.donated_rate)?;
+        self.mirror.selection()?;
         if self.rings > RINGS_MAX {
             return Err(ValueError::TooMany { key: "rings", most: RINGS_MAX, found: self.rings });
         }
@@ -236,6 +243,7 @@ impl Config {
             ("interfaces", self.interfaces != new.interfaces),
             ("classifiers", self.classifiers != new.classifiers),
             ("pins", self.pins != new.pins),
+            ("mirror", self.mirror != new.mirror),
             ("budget.hard_limit", self.budget.hard_limit != new.budget.hard_limit),
             ("rings", self.rings != new.rings),
             ("limits", self.limits != new.limits),
@@ -492,6 +500,9 @@ pub enum ValueError {
         /// What came.
         found: String,
     },
+    /// A part of the repository that can't be selected so.
+    #[error(transparent)]
+    Selection(#[from] crate::mirror::SelectionError),
     /// A log filter that can't be read.
     #[error("expected `log.filter` to be like `info` or `warn,freshet_dataplane=debug`: {message}")]
     Filter {
@@ -604,6 +615,18 @@ const TEMPLATE_TAIL: &str = "\
 
 # How long a stop waits for transfers to end.
 #grace_secs = 30
+
+# Where other mirrors fetch pieces of what is new, and what they are sent to. Without them the port after the first of
+# `listen`. Must be reachable by them, or this mirror only takes.
+#sync_listen = \"[::]:8082\"
+#sync_public_url = \"http://mirror.example.org:8082\"
+
+# Which part of the repository is kept, when not all of it: patterns of *, ? and ** (across directories), and a volume.
+# Indexes are kept whatever the volume; of the rest the newest files.
+#[mirror]
+#include = [\"dists/**\", \"pool/main/**\"]
+#exclude = [\"*-dbg_*\"]
+#quota = \"200 GB\"
 
 # What is given beyond a rate. None of it is ever exceeded; whoever comes when it is used up is sent elsewhere.
 #[budget]
@@ -758,6 +781,9 @@ mod tests {
             ("pins = 'sys/fs'", "expected `auto`, `off` or a path"),
             ("[budget]\nconnexion_rate = 1", "did you mean `connection_rate`?"),
             ("[budget]\nconnection_rate = 1", "budget.connection_rate"),
+            ("[mirror]\ninclude = ['a[']", "mirror.include"),
+            ("[mirror]\nquota = 'much'", "line 2"),
+            ("sync_listen = 'nowhere'", "line 1"),
             ("[budget]\nhard_limit = 'on'", "donated_rate"),
             ("[budget.month]\nstart_day = 1", "volume"),
             ("[budget.month]\nvolume = '1 MB'", "expected `budget.month.volume` to be at least 10 MB"),

@@ -155,12 +155,13 @@ impl Volunteer {
         let log = access_log::start(access, *access_format, *access_sample)
             .context("cannot open the access log")
             .map_err(Failure::configuration)?;
-        let mirror = Mirror::open(MirrorOptions::new(state.join(STORE), config.tree_directory())).map_err(
-            |error| match error {
-                MirrorError::Apart { .. } => Failure::configuration(error),
-                other => anyhow!(other).context("cannot open the mirror").into(),
-            },
-        )?;
+        let selection = config.mirror.selection().map_err(Failure::configuration)?;
+        let options_of_mirror =
+            MirrorOptions { selection, ..MirrorOptions::new(state.join(STORE), config.tree_directory()) };
+        let mirror = Mirror::open(options_of_mirror).map_err(|error| match error {
+            MirrorError::Apart { .. } => Failure::configuration(error),
+            other => anyhow!(other).context("cannot open the mirror").into(),
+        })?;
         let counters = Arc::new(Counters::default());
         let classes = counted.classes.clone();
         let ledger = Arc::new(Mutex::new(Ledger::new(counted.accounting)));

@@ -36,10 +36,10 @@ use self::keeper::Keeper;
 use self::store::Store;
 
 pub use self::entry::FileEntry;
-pub use freshet_api::glob::{Glob, GlobError};
 pub use self::metadata::Patterns;
 pub use self::snapshot::{ItemKind, LINK_HOPS_MAX, ListItem, Snapshot};
 pub use self::store::StoreError;
+pub use freshet_api::glob::{Glob, GlobError};
 
 /// The catalogue of one directory tree; shared by everything in control that asks about files.
 #[derive(Debug)]

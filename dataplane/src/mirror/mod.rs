@@ -14,6 +14,7 @@ mod index;
 mod lookup;
 mod publish;
 mod report;
+mod selection;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,7 +22,7 @@ mod tree;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,6 +36,7 @@ pub use check::Rechecked;
 pub use error::MirrorError;
 pub use incoming::{Arrived, Incoming, ReceiveError};
 pub use publish::Finished;
+pub use selection::{Selection, SelectionError};
 pub use state::Want;
 
 use blobs::{BlobStore, blob_bytes};
@@ -53,12 +55,19 @@ pub struct MirrorOptions {
     pub tree: PathBuf,
     /// Bytes that stay free on that filesystem.
     pub reserve_bytes: u64,
+    /// Which part of the repository is kept.
+    pub selection: Selection,
 }
 
 impl MirrorOptions {
-    /// With 256 MiB kept free.
+    /// All of the repository, with 256 MiB kept free.
     pub fn new(state: impl Into<PathBuf>, tree: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), tree: tree.into(), reserve_bytes: 256 << 20 }
+        Self {
+            state: state.into(),
+            tree: tree.into(),
+            reserve_bytes: 256 << 20,
+            selection: Selection::default(),
+        }
     }
 }
 
@@ -71,6 +80,10 @@ pub struct Mirror {
     /// Contents that a reader found wrong, or that a start could not trust.
     suspects: Mutex<Suspects>,
     suspected: tokio::sync::Notify,
+    selection: Selection,
+    /// What was accepted so far was selected otherwise.
+    reselect: AtomicBool,
+    selection_path: PathBuf,
 }
 
 /// What only one thread changes at a time.
@@ -121,6 +134,9 @@ impl Mirror {
         check_one_filesystem(&store, &tree, &options)?;
         let (index, stored) = Index::open(options.state.join("index.redb"))?;
         let writer = Writer { state: State::default(), tree, index, strays: HashSet::new() };
+        let selection_path = options.state.join("selection");
+        let selected = std::fs::read_to_string(&selection_path).unwrap_or_default();
+        let reselect = AtomicBool::new(stored.target > 0 && selected != options.selection.text());
         let mirror = Arc::new(Self {
             store,
             lookup: Lookup::new(),
@@ -128,6 +144,9 @@ impl Mirror {
             writer: Mutex::new(writer),
             suspects: Mutex::default(),
             suspected: tokio::sync::Notify::new(),
+            selection: options.selection,
+            reselect,
+            selection_path,
         });
         mirror.restore(stored)?;
         Ok(mirror)
@@ -189,14 +208,41 @@ impl Mirror {
         self.report().progress.trouble = trouble;
     }
 
-    /// Makes `manifest` the target, durably. Blocks.
+    /// Makes `manifest` the target, as far as this mirror keeps it, durably. Blocks.
     ///
     /// # Errors
     /// [`MirrorError::OtherBase`] when it is a difference to a state that is not ours; the disk's.
     pub fn accept(&self, manifest: &Manifest) -> Result<(), MirrorError> {
         let mut writer = self.writer();
-        writer.state.accept(manifest, now())?;
-        self.settle(&mut writer)
+        if self.selection.is_whole() {
+            writer.state.accept(manifest, now())?;
+        } else {
+            let mut selected = manifest.clone();
+            let (held, held_bytes) = writer.state.wanted_besides(manifest);
+            self.selection.apply(&mut selected, &held, held_bytes);
+            writer.state.accept(&selected, now())?;
+        }
+        self.settle(&mut writer)?;
+        if manifest.base.is_none() {
+            // After the state that goes by it: killed between the two, it asks for the whole once more.
+            self.remember_selection()?;
+            self.reselect.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether all of the manifest is needed, because the owner selects another part than before.
+    pub fn needs_whole_manifest(&self) -> bool {
+        self.reselect.load(Ordering::Relaxed)
+    }
+
+    fn remember_selection(&self) -> Result<(), MirrorError> {
+        let text = self.selection.text();
+        if std::fs::read_to_string(&self.selection_path).unwrap_or_default() == text {
+            return Ok(());
+        }
+        crate::durable::write(&self.selection_path, text.as_bytes(), 0o644)
+            .map_err(|source| MirrorError::Disk { doing: "write", path: self.selection_path.clone(), source })
     }
 
     /// The state that is being made, if any manifest was accepted yet.

@@ -3,7 +3,7 @@
 //! No I/O happens here. Each change marks what the index must learn; the index follows, and after a kill -9
 //! the steps it missed are simply done again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -241,6 +241,25 @@ impl State {
         self.dirty.sequences = true;
         self.recount();
         Ok(())
+    }
+
+    /// The contents that stay wanted beside the files of a difference, and their bytes.
+    pub(super) fn wanted_besides(&self, manifest: &Manifest) -> (HashSet<ContentHash>, u64) {
+        let mut held = HashSet::new();
+        if manifest.base.is_none() {
+            return (held, 0);
+        }
+        let removed: HashSet<FileId> = manifest.removed_files.iter().copied().collect();
+        let replaced: HashSet<&RepoPath> = manifest.files.iter().map(|file| &file.path).collect();
+        let mut bytes = 0;
+        for slot in self.rows.values().filter(|slot| slot.wanted) {
+            let file = &slot.row.file;
+            let stays = !removed.contains(&file.file) && !replaced.contains(&file.path);
+            if stays && held.insert(file.content) {
+                bytes += file.size;
+            }
+        }
+        (held, bytes)
     }
 
     /// The manifest's own contradictions, before anything is changed.

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use self::field::{Field, File, Seat};
 use super::*;
 use crate::link::DialerOptions;
-use crate::mirror::{Mirror, MirrorError, MirrorOptions};
+use crate::mirror::{Mirror, MirrorError, MirrorOptions, Selection};
 use crate::sync::{NoPacing, Origin, SyncOptions};
 
 /// A volunteer that can be killed and started again.
@@ -37,6 +37,7 @@ struct Volunteer {
     running: Option<JoinHandle<()>>,
     pace: Arc<Slowed>,
     options: SwarmOptions,
+    selection: Selection,
 }
 
 /// As fast as it goes, or so many bytes per second.
@@ -81,6 +82,7 @@ impl Volunteer {
             running: None,
             pace: Arc::new(Slowed(0.into())),
             options,
+            selection: Selection::default(),
         }
     }
 
@@ -101,6 +103,7 @@ impl Volunteer {
     async fn start(&mut self) {
         let mut options = MirrorOptions::new(self.root().join("state"), self.tree());
         options.reserve_bytes = 0;
+        options.selection = self.selection.clone();
         let deadline = Instant::now() + Duration::from_secs(30);
         let mirror = loop {
             match Mirror::open(options.clone()) {
@@ -369,4 +372,34 @@ async fn what_this_disk_has_is_not_fetched() {
     let (ranges, whole) = field.requests(&files[1].1);
     assert!(ranges >= 21 && whole == 0, "what is not here comes in pieces");
     assert_eq!(volunteer.meter.disk.load(std::sync::atomic::Ordering::Relaxed), 1_500_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_selected_anew_is_kept_anew() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    let sequence = field.publish(&files);
+    let mut volunteer = Volunteer::new(&field, 1).await;
+    let part =
+        |pattern: &str| Selection::new(&[pattern.to_owned(), "dists/**".to_owned()], &[], None).unwrap();
+    let kept = |kept: fn(&str) -> bool| -> Vec<File> {
+        files.iter().filter(|(path, _)| path.starts_with("dists/") || kept(path)).cloned().collect()
+    };
+    volunteer.selection = part("pool/small/1*");
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &kept(|path| path.starts_with("pool/small/1")));
+    assert_eq!(field.requests(&files[0].1), (0, 0));
+    // Another part, at the same state of the catalogue.
+    volunteer.kill().await;
+    volunteer.selection = part("pool/o*");
+    volunteer.start().await;
+    volunteer.wanted.send_replace(sequence);
+    until("the other part is here", || walk(&volunteer.tree()).len() == 3).await;
+    same(&volunteer, &kept(|path| path.starts_with("pool/o")));
+    assert_eq!(volunteer.mirror().holdings().len(), 3, "what is not kept is not announced");
+    volunteer.kill().await;
+    volunteer.start().await;
+    assert!(!volunteer.mirror().needs_whole_manifest(), "it is known by now");
 }

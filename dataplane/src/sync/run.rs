@@ -72,6 +72,7 @@ pub async fn run<M: ManifestSource, B: BlobSource, T: Tracker>(
     let meter = Arc::clone(&swarm.meter);
     let fetcher = Arc::new(Fetcher { mirror: Arc::clone(&mirror), blobs, memory, deliveries, meter });
     let swarm = Client::new(Arc::clone(&mirror), swarm);
+    let whole = mirror.needs_whole_manifest();
     let going = Going(Arc::new(AtomicBool::new(true)));
     let mut sync = Sync {
         mirror,
@@ -93,7 +94,7 @@ pub async fn run<M: ManifestSource, B: BlobSource, T: Tracker>(
         committed,
         local: HashSet::new(),
         asking: JoinSet::new(),
-        manifest: ManifestState::default(),
+        manifest: ManifestState { whole, ..ManifestState::default() },
         rechecks: JoinSet::new(),
         finish_at: None,
         sweep_at: Instant::now() + options.sweep_every,
@@ -181,7 +182,7 @@ struct ManifestState {
     asked_for: u64,
     failures: u32,
     not_before: Option<Instant>,
-    /// The last difference could not be used.
+    /// The last difference could not be used, or the owner selects another part.
     whole: bool,
 }
 
