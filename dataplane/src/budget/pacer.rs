@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use freshet_api::BytesPerSec;
+use freshet_api::{BytesPerSec, Class};
 use freshet_engine::{Grant, Pacer, Place};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{self, Pace, SharedPacer, Shares, TokenBucket};
@@ -22,6 +22,8 @@ pub struct DonationPacer {
     receiving: TokenBucket,
     /// Since when nothing at all may be sent, in nanoseconds after `origin`; [`SENDING`] while something may.
     stopped_since: AtomicU64,
+    /// The same of sync alone.
+    sync_stopped_since: AtomicU64,
     /// What is in force; changing it disturbs those who wait for their turn, so it is changed only when it must be.
     rates: Mutex<Rates>,
 }
@@ -50,6 +52,7 @@ impl DonationPacer {
             sending: SharedPacer::unlimited(),
             receiving: TokenBucket::unlimited(),
             stopped_since: AtomicU64::new(SENDING),
+            sync_stopped_since: AtomicU64::new(SENDING),
             rates: Mutex::new(Rates::NONE),
         };
         pacer.set(rates);
@@ -75,6 +78,17 @@ impl DonationPacer {
         }
     }
 
+    /// Keeps sync from sending, so that what is left is for the customers to whom it is promised, or lets it go on.
+    pub fn stop_sync(&self, stop: bool) {
+        let now = self.moment(Instant::now());
+        let since = if stop { now.0 } else { SENDING };
+        let change = |was| (stop != (was != SENDING)).then_some(since);
+        let changed = self.sync_stopped_since.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        if changed.is_ok() {
+            self.sending.set_ceiling(SYNC, stop.then_some(BytesPerSec(0)), now);
+        }
+    }
+
     fn moment(&self, now: Instant) -> Moment {
         Moment::ZERO + now.saturating_duration_since(self.origin)
     }
@@ -95,9 +109,12 @@ impl Pacer for DonationPacer {
         }
     }
 
-    fn ended(&self, _class: u8) -> bool {
-        let since = self.stopped_since.load(Ordering::Relaxed);
-        since != SENDING && self.moment(Instant::now()).since(Moment(since)) >= STOPPED_ENDS
+    fn ended(&self, class: u8) -> bool {
+        let ended = |since: &AtomicU64| {
+            let since = since.load(Ordering::Relaxed);
+            since != SENDING && self.moment(Instant::now()).since(Moment(since)) >= STOPPED_ENDS
+        };
+        ended(&self.stopped_since) || class == SYNC && ended(&self.sync_stopped_since)
     }
 
     fn leave(&self, class: u8, place: Place, unused: u64) {
@@ -139,6 +156,7 @@ const SEGMENT_PAYLOAD_BYTES: u128 = 1_448;
 const SEGMENT_WIRE_BYTES: u128 = 1_514;
 /// No timer is finer than this.
 const WAIT_MIN: Duration = Duration::from_micros(50);
+const SYNC: u8 = Class::Sync.number();
 const SENDING: u64 = u64::MAX;
 /// When nothing may be sent for so long, those who wait are cut: longer than an owner's burst, shorter than most clients
 /// wait.
@@ -147,8 +165,6 @@ const STOPPED_ASKS_AGAIN: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use freshet_api::Class;
-
     use super::*;
 
     fn sending(rate: Option<u64>) -> Rates {
@@ -200,6 +216,31 @@ mod tests {
             pacer.set(sending(Some(asked)));
             assert_eq!(of(&pacer), in_force, "{asked}");
         }
+    }
+
+    #[test]
+    fn sync_makes_way_for_what_is_promised() {
+        let pacer = DonationPacer::new(sending(Some(1_000_000)));
+        let start = Instant::now();
+        let second = |class: Class, after: u64| {
+            let (from, mut bytes, mut place) = (start + Duration::from_secs(after), 0, Place::default());
+            for millis in (0..1_000).step_by(5) {
+                let now = from + Duration::from_millis(millis);
+                while let Grant::Bytes(granted) = pacer.take(class.number(), 1 << 20, &mut place, now) {
+                    bytes += granted;
+                }
+            }
+            bytes
+        };
+        pacer.stop_sync(true);
+        pacer.stop_sync(true);
+        // What a ceiling begins with.
+        assert!(second(Class::Sync, 0) < 300_000);
+        assert_eq!(second(Class::Sync, 1), 0);
+        assert!(second(Class::Delivery, 2) > 800_000);
+        assert!(!pacer.ended(SYNC));
+        pacer.stop_sync(false);
+        assert!(second(Class::Sync, 3) > 800_000);
     }
 
     #[test]

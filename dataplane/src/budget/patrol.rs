@@ -9,8 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use freshet_api::BytesPerSec;
 use freshet_api::heartbeat::BudgetReport;
+use freshet_api::{Bytes, BytesPerSec};
 use freshet_ebpf::{Class, Classes, Reading, Source};
 use freshet_policy::Moment;
 use freshet_policy::budget::WallReading;
@@ -181,11 +181,15 @@ impl Rounds {
             self.exhausted = exhausted;
             self.switch(exhausted);
         }
-        let report = BudgetReport { promisable: self.parts.admission.promisable(), ..report };
+        let promisable = self.parts.admission.promisable();
+        let spared = report.month.map(|month| spared(month.volume, offered));
+        let makes_way = promisable.zip(spared).is_some_and(|(promisable, spared)| promisable < spared);
+        self.parts.pacer.stop_sync(makes_way);
+        let report = BudgetReport { promisable, ..report };
         let outlook = Outlook { offered, closed, report };
         self.said.send_if_modified(|last| {
             let urgent = last.closed != outlook.closed
-                || (last.offered != outlook.offered && outlook.report.limit != "owner");
+                || (last.offered != outlook.offered && is_steady(&outlook.report.limit));
             if last.closed != outlook.closed {
                 let why = outlook.closed.as_deref().unwrap_or("the budget allows it again");
                 tracing::info!(closed = outlook.closed.is_some(), why, "whether customers may come");
@@ -221,6 +225,17 @@ impl Rounds {
         });
         self.links = speeds.collect();
     }
+}
+
+/// Whether a rate with this limit changes with the owner's word or the hour only, and not with every look.
+fn is_steady(limit: &str) -> bool {
+    matches!(limit, "none" | "cap" | "hours")
+}
+
+/// With less than this free of promises sync sends no more: what it can send before the next look must not be promised.
+fn spared(volume: Bytes, offered: Option<BytesPerSec>) -> Bytes {
+    let soon = offered.map_or(u64::MAX, |rate| rate.0 / SPARED_PER_SEC);
+    Bytes(soon.clamp(SPARED_BYTES_MIN, (volume.0 / SPARED_PARTS).max(SPARED_BYTES_MIN)))
 }
 
 fn every(config: &Config) -> Duration {
@@ -288,6 +303,10 @@ impl Drop for Scribe {
 
 /// Where only a constant rate is kept, the counters are but for the ledger.
 const RELAXED: Duration = Duration::from_secs(1);
+/// Half a second's worth, no less than this, and no more than a hundredth of the volume.
+const SPARED_PER_SEC: u64 = 2;
+const SPARED_BYTES_MIN: u64 = 1 << 20;
+const SPARED_PARTS: u64 = 100;
 const LINKS_EVERY: Duration = Duration::from_secs(10);
 const WRITE_EVERY_PINNED: Duration = Duration::from_secs(10);
 /// What passed in this time is forgotten when the process is killed and nothing is pinned.
