@@ -27,6 +27,8 @@ pub(super) struct Books {
     books: Mutex<HashMap<BundleId, Arc<Mutex<Book>>>>,
     rate: Mutex<OriginRate>,
     origin_copies: f64,
+    /// Before it, who was not heard of yet may still come and lack something.
+    settled: Moment,
     /// Drawn at the start, so that nobody can foresee who is named to whom.
     seed: u64,
 }
@@ -69,9 +71,11 @@ impl Books {
         tracker: Arc<dyn Tracker>,
         sync_rate: Option<BytesPerSec>,
         origin_copies: f64,
+        now: Moment,
         seed: u64,
     ) -> Self {
         Self {
+            settled: now + SETTLING,
             registry,
             tracker,
             books: Mutex::default(),
@@ -273,11 +277,11 @@ impl Books {
         }
         let sequence = book.kept.sequence;
         let has = |node: &NodeId| {
-            book.done.contains(node)
-                || book.leases.is_done(*node)
-                || self.tracker.session(*node, now).is_none_or(|session| {
-                    !is_present(session.life) || session.heartbeat.sync.complete >= sequence
-                })
+            let elsewhere = || match self.tracker.session(*node, now) {
+                Some(session) => !is_present(session.life) || session.heartbeat.sync.complete >= sequence,
+                None => now >= self.settled,
+            };
+            book.done.contains(node) || book.leases.is_done(*node) || elsewhere()
         };
         let nodes = self.registry.nodes();
         let mut members = nodes.iter().filter(|node| node.membership.is_some());
@@ -362,5 +366,133 @@ const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// For volunteers that have all and wait for others.
 const INTERVAL_DONE: Duration = Duration::from_secs(2);
 const INTERVAL_CLOSED: Duration = Duration::from_secs(10);
+/// After control's start everybody has this long to be heard of before it is taken for gone.
+const SETTLING: Duration = Duration::from_secs(30);
 /// How long it is believed that everybody has a bundle, or not.
 const COMPLETE_FOR: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use freshet_api::ContentHash;
+    use freshet_api::bundle::{Bundle, Object};
+    use freshet_api::swarm::Runs;
+    use freshet_policy::liveness::LivenessTerms;
+
+    use super::*;
+    use crate::registry::{Invitation, Joining as Enrolling, RedbRegistry};
+    use crate::tracker::{MemoryTracker, testing::heartbeat};
+
+    const PIECES: u32 = 100;
+
+    struct Scene {
+        _directory: tempfile::TempDir,
+        tracker: Arc<MemoryTracker>,
+        books: Books,
+        kept: Arc<Kept>,
+    }
+
+    fn at(seconds: f64) -> Moment {
+        Moment::from_secs_f64(seconds)
+    }
+
+    /// Volunteers 1 ..= `count`, enrolled.
+    async fn scene(count: u8) -> Scene {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = RedbRegistry::open(&directory.path().join("control.redb")).unwrap();
+        for n in 1..=count {
+            let invitation = Invitation { secret_digest: [n; 32], made: 1, expires: 9 };
+            registry.invite(format!("n{n}").parse().unwrap(), invitation).await.unwrap();
+            let ticket_key = freshet_api::TicketKey([n; 32]);
+            let joining =
+                Enrolling { secret_digest: [n; 32], credential_digest: [n + 100; 32], ticket_key, now: 1 };
+            registry.join(joining).await.unwrap();
+        }
+        let tracker = Arc::new(MemoryTracker::new(LivenessTerms::default()));
+        let shown: Arc<dyn Tracker> = Arc::clone(&tracker) as Arc<dyn Tracker>;
+        let rate = Some(BytesPerSec(16 << 20));
+        let books = Books::new(Arc::new(registry), shown, rate, 1.05, at(0.0), 7);
+        let content = ContentHash([9; 32]);
+        let bundle = Bundle {
+            piece_bytes: 1 << 20,
+            objects: vec![Object { content, size: u64::from(PIECES) << 20, members: Vec::new() }],
+            recipes: Vec::new(),
+            pieces: (0..PIECES).map(|n| ContentHash::of(&n.to_le_bytes())).collect(),
+        };
+        let (id, _) = bundle.encode().unwrap();
+        Scene { _directory: directory, tracker, books, kept: Arc::new(Kept::new(id, 5, bundle)) }
+    }
+
+    impl Scene {
+        fn beat(&self, node: u32, complete: u64, sequence: u64, now: f64) {
+            let mut beat = heartbeat(1, sequence, &[], &[]);
+            beat.sync_url = Some(format!("http://192.0.2.{node}:8081"));
+            beat.sync.complete = complete;
+            self.tracker.heartbeat(NodeId(node), beat, at(now));
+        }
+
+        fn poll(&self, node: u32, whole: bool, have: Runs, leases: u32, now: f64) -> SwarmReply {
+            let poll = SwarmPoll {
+                bundle: self.kept.id,
+                whole,
+                have,
+                unwanted: Runs::default(),
+                leases,
+                spare: None,
+                complaints: Vec::new(),
+                leaving: false,
+            };
+            self.books.poll(NodeId(node), &self.kept, poll, at(now), 1_000).reply
+        }
+    }
+
+    fn all() -> Runs {
+        (0..PIECES).collect()
+    }
+
+    #[tokio::test]
+    async fn it_is_not_complete_while_somebody_who_is_there_may_lack_it() {
+        let scene = scene(3).await;
+        scene.beat(1, 0, 1, 1.0);
+        scene.beat(2, 4, 1, 1.0);
+        assert!(!scene.poll(1, true, all(), 0, 1.0).complete, "volunteer 2 has an older state");
+        scene.beat(2, 5, 2, 2.0);
+        assert!(!scene.poll(1, false, Runs::default(), 0, 3.0).complete, "volunteer 3 may come yet");
+        scene.beat(1, 5, 2, 29.0);
+        scene.beat(2, 5, 3, 29.0);
+        assert!(scene.poll(1, true, all(), 0, 31.0).complete, "it did not come");
+        scene.beat(3, 0, 1, 32.0);
+        assert!(!scene.poll(3, true, Runs::default(), 0, 32.5).complete);
+    }
+
+    #[tokio::test]
+    async fn who_falls_silent_leaves_and_its_leases_go_to_others() {
+        let scene = scene(2).await;
+        scene.beat(1, 0, 1, 1.0);
+        scene.beat(2, 0, 1, 1.0);
+        let first = scene.poll(1, true, Runs::default(), 8, 1.0).leases;
+        assert_eq!(first.len(), 8);
+        let peers = |now| scene.poll(2, true, Runs::default(), 0, now).peers;
+        assert_eq!(peers(2.0).len(), 1);
+        scene.poll(2, true, Runs::default(), 0, 20.0);
+        scene.books.tick(std::slice::from_ref(&scene.kept), 0, at(22.0));
+        assert!(peers(23.0).is_empty());
+        let second = scene.poll(2, false, Runs::default(), 8, 24.0).leases;
+        assert!(second.iter().map(|lease| lease.piece).eq(first.iter().map(|lease| lease.piece)));
+        assert!(scene.poll(1, false, Runs::default(), 1, 25.0).want_whole);
+        scene.books.tick(&[], 0, at(26.0));
+        assert!(scene.books.figures(at(26.0)).is_empty(), "a bundle that is not kept has no book");
+    }
+
+    #[tokio::test]
+    async fn bundles_under_way_share_the_origin() {
+        let scene = scene(2).await;
+        scene.beat(1, 0, 1, 1.0);
+        let alone = scene.poll(1, true, Runs::default(), 256, 1.0).leases.len();
+        let mut other = Bundle::clone(&scene.kept.bundle);
+        other.objects[0].content = ContentHash([8; 32]);
+        let other = Arc::new(Kept::new(other.encode().unwrap().0, 6, other));
+        let second = Scene { kept: other, ..scene };
+        let beside = second.poll(1, true, Runs::default(), 256, 1.0).leases.len();
+        assert!(beside <= alone / 2 + 1 && beside > 0, "{alone} alone, {beside} beside another");
+    }
+}

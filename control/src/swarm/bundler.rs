@@ -29,7 +29,7 @@ pub(super) struct Bundler {
     pub(super) shelf: Arc<Shelf>,
     pub(super) release: Arc<Release>,
     pub(super) recipes: Mutex<RecipeMaker>,
-    /// What must be made again; empty after the first time.
+    /// What must be made again: after the start what was lost, then what could not be read the last time.
     pub(super) damage: Mutex<Damage>,
     pub(super) stopping: AtomicBool,
 }
@@ -81,10 +81,11 @@ impl Bundler {
     fn bundle(&self, sources: Vec<Source>, state: &Snapshot, repository: &Repository) {
         let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
         let stopping = || self.stopping.load(Ordering::Relaxed);
-        let cooked = recipes.make(sources.clone(), state, repository, stopping);
+        let keepable = recipes.keepable(&sources);
+        let cooked = recipes.make(sources, state, repository, stopping);
         self.bundle_cooked(cooked, state.sequence(), repository);
         if !stopping() {
-            recipes.keep(&sources, state, repository);
+            recipes.keep(&keepable, state, repository);
         }
     }
 
@@ -126,14 +127,14 @@ struct Making<'a> {
     bundle: Bundle,
     spooled: Vec<(ContentHash, u64)>,
     names: HashSet<ContentHash>,
-    left_out: u64,
+    left_out: Vec<ContentHash>,
 }
 
 impl<'a> Making<'a> {
     fn new(bundler: &'a Bundler, repository: &'a Repository, parts: &[Part], peers: usize) -> Self {
         let sizes: Vec<u64> = parts.iter().map(Part::size).collect();
         let bundle = Bundle { piece_bytes: plan::piece_bytes(&sizes, peers), ..Bundle::default() };
-        Self { bundler, repository, bundle, spooled: Vec::new(), names: HashSet::new(), left_out: 0 }
+        Self { bundler, repository, bundle, spooled: Vec::new(), names: HashSet::new(), left_out: Vec::new() }
     }
 
     fn make(mut self, parts: Vec<Part>, recipes: &[RecipeRef]) -> Result<Option<Made>, ContentError> {
@@ -143,11 +144,13 @@ impl<'a> Making<'a> {
                 Part::Pack(members) => self.pack(members)?,
             }
         }
-        if self.left_out > 0 {
+        if !self.left_out.is_empty() {
             tracing::warn!(
-                files = self.left_out,
-                "left out of a bundle: they changed or could not be read; volunteers fetch them from the origin"
+                files = self.left_out.len(),
+                "left out of a bundle: they moved, changed or could not be read; they come with the next"
             );
+            let mut damage = self.bundler.damage.lock().unwrap_or_else(PoisonError::into_inner);
+            damage.contents.extend(self.left_out.drain(..).take(LEFT_OUT_MAX));
         }
         if self.bundle.is_empty() {
             return Ok(None);
@@ -222,9 +225,11 @@ impl<'a> Making<'a> {
 
     fn leave_out(&mut self, source: &Source, error: &ContentError) {
         tracing::debug!(path = source.path, %error, "left out of a bundle");
-        self.left_out += 1;
+        self.left_out.push(source.content);
     }
 }
 
+/// Contents that are remembered for the next bundle because they could not be read, at most; of one bundle.
+const LEFT_OUT_MAX: usize = 100_000;
 /// Bytes of one bundle at most; more where a state would otherwise have too many bundles.
 const BUNDLE_BYTES_MAX: u64 = 16 << 30;

@@ -116,6 +116,7 @@ impl Swarm {
                 rooms.tracker,
                 options.sync_rate,
                 options.origin_copies,
+                rooms.clock.now(),
                 rand::random(),
             ),
             shelf,

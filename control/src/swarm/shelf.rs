@@ -54,7 +54,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    fn new(id: BundleId, sequence: u64, bundle: Bundle) -> Self {
+    pub(super) fn new(id: BundleId, sequence: u64, bundle: Bundle) -> Self {
         Self { id, sequence, spans: bundle.spans(), bundle: Arc::new(bundle) }
     }
 }
@@ -368,3 +368,85 @@ const BUNDLES_DIRECTORY: &str = "bundles";
 const SPOOL_DIRECTORY: &str = "spool";
 const INDEX_FILE: &str = "index.json";
 const RELEASES_KEPT_MIN: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use freshet_api::bundle::{Object, PIECE_BYTES_MIN};
+
+    use super::*;
+
+    /// A bundle of one spooled content of 10,000 bytes.
+    fn made(shelf: &Shelf, name: &str) -> Made {
+        let bytes: Vec<u8> = name.bytes().cycle().take(10_000).collect();
+        let content = ContentHash::of(&bytes);
+        shelf.spool(content, &bytes).unwrap();
+        let bundle = Bundle {
+            piece_bytes: PIECE_BYTES_MIN,
+            objects: vec![Object { content, size: 10_000, members: Vec::new() }],
+            recipes: Vec::new(),
+            pieces: vec![content],
+        };
+        let (id, wire) = bundle.encode().unwrap();
+        Made { id, wire, bundle, spooled: vec![(content, 10_000)] }
+    }
+
+    fn publish(shelf: &Shelf, sequence: u64, name: &str, current: bool) -> BundleId {
+        let made = made(shelf, name);
+        let id = made.id;
+        shelf.add(made, sequence).unwrap();
+        shelf.release(Released { sequence, file_max: 1 }, |_| current).unwrap();
+        id
+    }
+
+    fn ids(shelf: &Shelf) -> Vec<BundleId> {
+        shelf.load().bundles.iter().map(|kept| kept.id).collect()
+    }
+
+    fn files(directory: &Path) -> usize {
+        std::fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn the_oldest_retire_beyond_the_bound_but_not_of_the_last_two_releases() {
+        let state = tempfile::tempdir().unwrap();
+        let (shelf, damage) = Shelf::open(state.path(), 35_000).unwrap();
+        assert!(damage.everything, "nothing is known yet");
+        let published: Vec<BundleId> = (1..=6).map(|n| publish(&shelf, n, &format!("{n}"), true)).collect();
+        assert_eq!(ids(&shelf), published[3..]);
+        assert_eq!((files(&state.path().join("spool")), files(&state.path().join("bundles"))), (3, 4));
+        let (tight, damage) = Shelf::open(state.path(), 1).unwrap();
+        assert!(!damage.everything && damage.contents.is_empty());
+        assert_eq!((ids(&tight), tight.released()), (published[3..].to_vec(), shelf.released()));
+        publish(&tight, 7, "7", true);
+        assert_eq!(ids(&tight).len(), 2);
+        assert_eq!(tight.spool_room(), 0);
+    }
+
+    #[test]
+    fn what_is_in_no_file_any_more_retires() {
+        let state = tempfile::tempdir().unwrap();
+        let (shelf, _) = Shelf::open(state.path(), 1 << 30).unwrap();
+        let published: Vec<BundleId> = (1..=4).map(|n| publish(&shelf, n, &format!("{n}"), n < 4)).collect();
+        assert_eq!(ids(&shelf), published[2..]);
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_swept_and_half_written_files_named_as_damage() {
+        let state = tempfile::tempdir().unwrap();
+        let (shelf, _) = Shelf::open(state.path(), 1 << 30).unwrap();
+        publish(&shelf, 1, "one", true);
+        let spool = state.path().join("spool");
+        shelf.spool(ContentHash([1; 32]), b"of no bundle").unwrap();
+        drop(shelf);
+        let (shelf, damage) = Shelf::open(state.path(), 1 << 30).unwrap();
+        assert!(files(&spool) == 1 && damage.contents.is_empty());
+        let content = shelf.load().bundles[0].bundle.objects[0].content;
+        drop(shelf);
+        std::fs::write(spool.join(content.to_string()), b"torn").unwrap();
+        let (shelf, damage) = Shelf::open(state.path(), 1 << 30).unwrap();
+        assert!(ids(&shelf).is_empty() && damage.contents == HashSet::from([content]) && !damage.everything);
+        drop(shelf);
+        std::fs::write(state.path().join("bundles/index.json"), b"{").unwrap();
+        assert!(Shelf::open(state.path(), 1 << 30).unwrap().1.everything);
+    }
+}

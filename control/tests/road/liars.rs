@@ -62,8 +62,10 @@ async fn blob(State(peer): State<Arc<Peer>>, headers: HeaderMap) -> impl IntoRes
 
 /// The bundle, and a piece of it that is of [`BIG`].
 async fn piece(volunteer: &Volunteer) -> (BundleId, Bundle, u32) {
-    let (id, bundle) = bundles(volunteer).await.remove(0);
-    let object = bundle.objects.iter().position(|object| object.size == 300_000).unwrap();
+    let has = |bundle: &Bundle| bundle.objects.iter().position(|object| object.size == 300_000);
+    let (id, bundle) =
+        bundles(volunteer).await.into_iter().find(|(_, bundle)| has(bundle).is_some()).unwrap();
+    let object = has(&bundle).unwrap();
     let first = bundle.spans()[object].start;
     (id, bundle, first + 1)
 }

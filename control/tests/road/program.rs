@@ -4,12 +4,12 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use freshet_api::admin::{AddNode, NodeAdded, NodeView, PublishView};
+use freshet_api::admin::{AddNode, NodeAdded, NodeView};
 use freshet_api::{ContentHash, JoinString};
 use reqwest::Method;
 
-use crate::stage::{Volunteer, content, operator, put, within};
-use crate::swarm::bundles;
+use crate::stage::{Volunteer, content, operator, put};
+use crate::swarm::{bundles, publish};
 
 #[test]
 fn wrong_settings_end_with_2_and_say_what_is_meant() {
@@ -110,14 +110,7 @@ async fn kills_in_the_middle_of_bundling_leave_every_content_in_one_bundle() {
     }
     let _running = Program::start(&repo, &state);
     let operator = operator(&state);
-    let mut published: PublishView = operator.ok(Method::POST, "admin/publish", &()).await;
-    within(async {
-        while !published.done {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            published = operator.ok(Method::GET, &format!("admin/publish/{}", published.walk), &()).await;
-        }
-    })
-    .await;
+    let published = publish(&operator).await;
     let name = AddNode { name: "south".into() };
     let added: NodeAdded = operator.ok(Method::POST, "admin/nodes", &name).await;
     let mut south = Volunteer::join(&added.join.parse().unwrap(), "http://192.0.2.1:80").await.unwrap();

@@ -56,7 +56,7 @@ impl Keepsakes {
     /// Keeps these too, and nothing of paths that are gone. The smallest are kept first where not all have room.
     pub(super) fn keep(
         &mut self,
-        sources: &[&Source],
+        sources: &[Source],
         state: &Snapshot,
         repository: &Repository,
     ) -> io::Result<()> {

@@ -99,10 +99,14 @@ impl RecipeMaker {
         cooked
     }
 
-    /// Keeps copies of those of `sources` that the next version may be patched against.
+    /// Those of `sources` that the next version may be patched against.
+    pub(super) fn keepable(&self, sources: &[Source]) -> Vec<Source> {
+        sources.iter().filter(|source| self.is_patchable_index(source)).cloned().collect()
+    }
+
+    /// Keeps copies of these, and of no path that is gone from `state`.
     pub(super) fn keep(&mut self, sources: &[Source], state: &Snapshot, repository: &Repository) {
-        let kept: Vec<&Source> = sources.iter().filter(|source| self.is_patchable_index(source)).collect();
-        if let Err(error) = self.keepsakes.keep(&kept, state, repository) {
+        if let Err(error) = self.keepsakes.keep(sources, state, repository) {
             tracing::warn!(%error, "older versions of indexes cannot be kept: the next ones are copied whole");
         }
     }

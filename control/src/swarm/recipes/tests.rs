@@ -53,8 +53,9 @@ impl Kitchen {
         let sources = plan::new_contents(&state, self.known, &HashSet::new(), &HashSet::new());
         self.known = state.iter().map(|entry| entry.file.0).max().unwrap();
         let repository = Repository::open(self.repo.path()).unwrap();
-        let cooked = self.maker.make(sources.clone(), &state, &repository, || false);
-        self.maker.keep(&sources, &state, &repository);
+        let keepable = self.maker.keepable(&sources);
+        let cooked = self.maker.make(sources, &state, &repository, || false);
+        self.maker.keep(&keepable, &state, &repository);
         cooked
     }
 
