@@ -68,6 +68,18 @@ pub(crate) fn threads(root: u32) -> Result<usize> {
         .sum())
 }
 
+/// How many descriptors a process and its descendants hold.
+///
+/// # Errors
+/// When the process is gone.
+pub(crate) fn descriptors(root: u32) -> Result<usize> {
+    Ok(family(root)?
+        .into_iter()
+        .filter_map(|process| std::fs::read_dir(format!("/proc/{process}/fd")).ok())
+        .map(Iterator::count)
+        .sum())
+}
+
 fn family(root: u32) -> Result<Vec<u32>> {
     let mut found = vec![root];
     let mut next = 0;

@@ -3,6 +3,7 @@
 //! Servers share one core and the files; the client has another core. Every round gives each server a turn,
 //! in alternating order, and ratios are taken within a round.
 
+mod attack;
 mod client;
 mod cpu;
 mod files;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use hdrhistogram::Histogram;
 
+use self::attack::{Attack, Attacker};
 use self::client::{Client, histogram};
 use self::cpu::CpuMeter;
 use self::peer::{Peer, Setting};
@@ -30,7 +32,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "freshet,nginx,lighttpd,static-web-server")]
     servers: Vec<String>,
     /// What to measure; all unless named: 1k 4k 10k 100k 1m 100m mix many 1k-c1000 1k-c10000 fresh
-    /// cold idle slow.
+    /// cold idle slow attacked.
     #[arg(long, value_delimiter = ',', value_name = "CELL")]
     cells: Vec<String>,
     /// Turns of each server in each cell.
@@ -100,6 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             Kind::Cold => cold(cell, &work, &peers, arguments, &root)?,
             Kind::Idle => idle(cell, &work, &peers)?,
             Kind::Slow => slow(cell, &work, &peers, arguments)?,
+            Kind::Attacked => attacked(cell, &work, &peers)?,
         };
         report.add(result);
         report.write(&arguments.out)?;
@@ -135,6 +138,8 @@ enum Kind {
     Idle,
     /// Fast clients beside 2,000 that read 1 KiB/s.
     Slow,
+    /// Fast clients while slowhttptest holds connections.
+    Attacked,
 }
 
 const fn closed_cell(name: &'static str, what: &'static str, corpus: Corpus, connections: usize) -> Cell {
@@ -186,6 +191,12 @@ const CELLS: &[Cell] = &[
         corpus: Corpus::Size(10 << 10),
         kind: Kind::Slow,
     },
+    Cell {
+        name: "attacked",
+        what: "10 KiB beside 1,000 connections of slowhttptest: slow heads, bodies, reads in turn",
+        corpus: Corpus::Size(10 << 10),
+        kind: Kind::Attacked,
+    },
 ];
 
 /// The files of a cell.
@@ -203,7 +214,7 @@ impl Work {
         };
         let large = match cell.kind {
             Kind::Cold => files::of_sizes(root, &COLD_IMAGES)?,
-            Kind::Slow => files::of_sizes(root, &[1 << 20])?,
+            Kind::Slow | Kind::Attacked => files::of_sizes(root, &[1 << 20])?,
             _ => Vec::new(),
         };
         Ok(Self { paths, large })
@@ -458,6 +469,45 @@ fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Resul
             latency: Latency::of(&alone),
             latency_fixed_rate: Latency::of(&beside),
             threads: Some([threads_before, threads_after]),
+            ..ServerResult::default()
+        });
+    }
+    Ok(result)
+}
+
+/// Fast clients' latency at a fixed rate without and with an attack by slow connections, and how many connections and
+/// threads the server had during it.
+fn attacked(cell: Cell, work: &Work, peers: &[Peer]) -> Result<CellResult> {
+    let mut result = CellResult::new(cell.name, cell.what);
+    result.fixed_rate = Some(COLD_RATE);
+    for peer in peers {
+        let mut fast = Client::new(peer.address, &work.paths, 8, false)?;
+        let (mut alone, mut beside) = (histogram(), histogram());
+        fast.open_loop(COLD_RATE, COLD_TIME, &mut alone)?;
+        let threads_before = cpu::threads(peer.pid())?;
+        let mut threads = threads_before;
+        for attack in Attack::ALL {
+            let Some(attacker) = Attacker::start(attack, peer.address, &work.large[0])? else {
+                result.notes.push("attacked: not measured: slowhttptest is not installed".into());
+                return Ok(result);
+            };
+            std::thread::sleep(attack::RAMP);
+            let held = cpu::descriptors(peer.pid())?;
+            fast.open_loop(COLD_RATE, COLD_TIME * 2, &mut beside).with_context(|| peer.name.clone())?;
+            threads = threads.max(cpu::threads(peer.pid())?);
+            result.notes.push(format!(
+                "{} held {held} descriptors under slow {attack:?} of {} connections, and went on answering",
+                peer.name,
+                attack::CONNECTIONS
+            ));
+            drop(attacker);
+            wait_until_quiet(peer)?;
+        }
+        result.servers.push(ServerResult {
+            name: peer.name.clone(),
+            latency: Latency::of(&alone),
+            latency_fixed_rate: Latency::of(&beside),
+            threads: Some([threads_before, threads]),
             ..ServerResult::default()
         });
     }
