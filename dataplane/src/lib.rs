@@ -23,6 +23,7 @@ pub mod link;
 pub mod logging;
 pub mod mirror;
 pub mod network;
+pub mod progress;
 pub mod queue;
 pub mod run;
 pub mod serve;

@@ -5,6 +5,8 @@ use std::io::{IsTerminal as _, Write as _};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
+use crate::progress::BesideBar;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -25,7 +27,7 @@ pub fn start(format: LogFormat, filter: Option<&str>) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(BesideBar::default);
     // Only a subscriber that is already there makes this fail, and then it stays.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
@@ -30,7 +30,7 @@ use crate::logging::announce;
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::queue::{self, HardLimit};
 use crate::signals::{Ask, Signals};
-use crate::swarm::{PeerPort, Shelves, Swarm, SwarmOptions};
+use crate::swarm::{PeerPort, Shelves, Spare, Swarm, SwarmOptions};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
 use crate::watch::{ClientWatch, ConnectionBounds, DeliveryWatch};
 
@@ -242,7 +242,7 @@ impl Volunteer {
             credential: credential.clone(),
             state: state.clone(),
             mirror: Arc::clone(&mirror),
-            counters,
+            counters: Arc::clone(&counters),
             ledger: Arc::clone(&ledger),
             outlook: patrol.outlook(),
             terms: Arc::clone(&terms),
@@ -253,6 +253,11 @@ impl Volunteer {
             wanted,
             origin,
         };
+        let (outlook, measured) = (patrol.outlook(), Spare::default());
+        let spare = Arc::new(move || {
+            measured.of(outlook.borrow().offered, counters.read().body_bytes, Instant::now())
+        });
+        crate::progress::show(&mirror);
         let sync = tokio::spawn(crate::sync::run(
             mirror,
             client.control(&credential),
@@ -264,7 +269,7 @@ impl Volunteer {
                 origin: origin_heard,
                 shelves,
                 meter: Arc::default(),
-                options: SwarmOptions::default(),
+                options: SwarmOptions { spare, ..SwarmOptions::default() },
             },
             wanted_heard,
             SyncOptions::default(),

@@ -15,6 +15,7 @@ mod recipe;
 mod session;
 mod shelf;
 mod site;
+mod spare;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use meter::Meter;
 pub use port::{PeerPort, PortError};
 pub use shelf::Shelves;
 pub use site::{PeerSite, PeerWatch};
+pub use spare::Spare;
 pub use tracker::{NoTracker, Tracker};
 
 use crate::link::Dialer;

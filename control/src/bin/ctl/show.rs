@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, SwarmView, WhereView};
-use freshet_api::heartbeat::{BudgetReport, SyncProgress};
+use freshet_api::heartbeat::{BudgetReport, SyncProgress, Transfer};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
 
@@ -369,6 +369,10 @@ fn state(state: NodeState) -> &'static str {
 fn mirror(sync: &SyncProgress) -> String {
     match sync.files_missing {
         0 if sync.complete == sync.target => format!("current ({})", sync.complete),
+        missing if sync.transfer.rate.0 > 0 => {
+            let Transfer { rate, peers, .. } = sync.transfer;
+            format!("{missing} files, {} to fetch, {rate} from {peers} peers", Bytes(sync.bytes_missing))
+        }
         missing => format!("{missing} files, {} to fetch", Bytes(sync.bytes_missing)),
     }
 }

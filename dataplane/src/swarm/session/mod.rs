@@ -316,10 +316,9 @@ impl<T: Tracker> Session<T> {
             *since = (*since).max(asked.since);
         }
         for (piece, (count, since)) in times {
-            if count < COPIES_MAX && since + patience <= now && self.asked.len() < REQUESTS_MAX {
-                if let Some(pull) = self.picker.again(piece, rand::random()) {
-                    self.ask_peer(pull, now);
-                }
+            let late = count < COPIES_MAX && since + patience <= now && self.asked.len() < REQUESTS_MAX;
+            if late && let Some(pull) = self.picker.again(piece, rand::random()) {
+                self.ask_peer(pull, now);
             }
         }
     }
