@@ -12,7 +12,6 @@ use freshet_api::swarm::{
 use freshet_api::{Bytes, BytesPerSec, NodeId, SyncKey, SyncToken};
 use freshet_policy::Moment;
 use freshet_policy::draw;
-use freshet_policy::liveness::Life;
 use freshet_policy::swarm::{Joining, LeaseBook, LeaseTerms, OriginRate, PieceSet};
 
 use super::shelf::Kept;
@@ -133,10 +132,10 @@ impl Books {
             reply.peers = self.peers(&book, node, now, now_secs);
         }
         reply.complete = self.is_complete(&mut book, now);
-        let interval = if reply.complete || book.leases.is_done(node) {
-            book.interval.max(INTERVAL_DONE)
-        } else {
-            book.interval
+        let interval = match (book.leases.is_complete(), book.leases.is_done(node)) {
+            (true, _) => INTERVAL_WAITING,
+            (false, true) => book.interval.max(INTERVAL_DONE),
+            (false, false) => book.interval,
         };
         reply.interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         Polled { reply, complaints }
@@ -267,8 +266,8 @@ impl Books {
         hints
     }
 
-    /// Whether everybody who wants the bundle has it: all who take part, and all others who are alive have a state
-    /// that includes it.
+    /// Whether everybody who wants the bundle has it: all who take part, and all others have a state that includes it
+    /// or were not heard of for long. Who is only away for a while finds the others still here.
     fn is_complete(&self, book: &mut Book, now: Moment) -> bool {
         if let Some((complete, at)) = book.complete
             && now.since(at) < COMPLETE_FOR
@@ -278,7 +277,9 @@ impl Books {
         let sequence = book.kept.sequence;
         let has = |node: &NodeId| {
             let elsewhere = || match self.tracker.session(*node, now) {
-                Some(session) => !is_present(session.life) || session.heartbeat.sync.complete >= sequence,
+                Some(session) => {
+                    session.heartbeat.sync.complete >= sequence || now.since(session.heard) > ABSENT_MAX
+                }
                 None => now >= self.settled,
             };
             book.done.contains(node) || book.leases.is_done(*node) || elsewhere()
@@ -325,10 +326,6 @@ fn spare(poll: &SwarmPoll, session: Option<&Session>) -> BytesPerSec {
     }
 }
 
-fn is_present(life: Life) -> bool {
-    matches!(life, Life::Alive | Life::Suspect | Life::Flapping)
-}
-
 fn pieces(runs: &freshet_api::swarm::Runs, len: u32) -> PieceSet {
     let mut set = PieceSet::new(len);
     for piece in runs.iter().take_while(|&piece| piece < len) {
@@ -358,13 +355,17 @@ const PEER_TOKEN_SECS: u64 = 900;
 /// A lease lasts at least this long: a volunteer that is lost is noticed by its silence.
 const LEASE_MIN: Duration = Duration::from_secs(10);
 /// A member that is not heard of for this long leaves.
-const SILENT_MAX: Duration = Duration::from_secs(20);
+const SILENT_MAX: Duration = Duration::from_secs(30);
 /// Polls in the time of one copy from the origin, about, within the two bounds.
 const POLLS_PER_COPY: f64 = 50.0;
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// For volunteers that have all and wait for others.
 const INTERVAL_DONE: Duration = Duration::from_secs(2);
+/// For everybody while nobody who is here lacks anything.
+const INTERVAL_WAITING: Duration = Duration::from_secs(10);
+/// A volunteer that is not heard of for this long is not waited for any more.
+const ABSENT_MAX: Duration = Duration::from_secs(3600);
 const INTERVAL_CLOSED: Duration = Duration::from_secs(10);
 /// After control's start everybody has this long to be heard of before it is taken for gone.
 const SETTLING: Duration = Duration::from_secs(30);
@@ -462,6 +463,12 @@ mod tests {
         assert!(scene.poll(1, true, all(), 0, 31.0).complete, "it did not come");
         scene.beat(3, 0, 1, 32.0);
         assert!(!scene.poll(3, true, Runs::default(), 0, 32.5).complete);
+        scene.books.expel(NodeId(3));
+        assert!(
+            !scene.poll(1, false, Runs::default(), 0, 3_600.0).complete,
+            "it may come back within the hour"
+        );
+        assert!(scene.poll(1, false, Runs::default(), 0, 3_700.0).complete);
     }
 
     #[tokio::test]
@@ -474,13 +481,13 @@ mod tests {
         let peers = |now| scene.poll(2, true, Runs::default(), 0, now).peers;
         assert_eq!(peers(2.0).len(), 1);
         scene.poll(2, true, Runs::default(), 0, 20.0);
-        scene.books.tick(std::slice::from_ref(&scene.kept), 0, at(22.0));
-        assert!(peers(23.0).is_empty());
-        let second = scene.poll(2, false, Runs::default(), 8, 24.0).leases;
+        scene.books.tick(std::slice::from_ref(&scene.kept), 0, at(32.0));
+        assert!(peers(33.0).is_empty());
+        let second = scene.poll(2, false, Runs::default(), 8, 34.0).leases;
         assert!(second.iter().map(|lease| lease.piece).eq(first.iter().map(|lease| lease.piece)));
-        assert!(scene.poll(1, false, Runs::default(), 1, 25.0).want_whole);
-        scene.books.tick(&[], 0, at(26.0));
-        assert!(scene.books.figures(at(26.0)).is_empty(), "a bundle that is not kept has no book");
+        assert!(scene.poll(1, false, Runs::default(), 1, 35.0).want_whole);
+        scene.books.tick(&[], 0, at(36.0));
+        assert!(scene.books.figures(at(36.0)).is_empty(), "a bundle that is not kept has no book");
     }
 
     #[tokio::test]

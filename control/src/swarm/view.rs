@@ -14,7 +14,10 @@ impl Swarm {
         SwarmSummary {
             released: self.release.load().sequence,
             bundles: shown.bundles.len() as u64,
-            copying: figures.values().filter(|figures| !figures.complete).count() as u64,
+            copying: figures
+                .values()
+                .filter(|figures| figures.members.iter().any(|member| member.lacks > 0))
+                .count() as u64,
             spooled_bytes: shown.spooled.values().sum(),
             origin_rate: self.books.origin_rate().1,
         }

@@ -346,11 +346,11 @@ pub(crate) fn content(path: &str, bytes: usize) -> Vec<u8> {
     path.bytes().cycle().zip(0u32..).map(|(byte, i)| byte ^ (i >> 8) as u8).take(bytes).collect()
 }
 
-/// Puts a file as publishing does: beside it, then renamed.
+/// Puts a file in one step, written outside the repository, where a control that waits for no quiet sees nothing of it.
 pub(crate) fn put(repo: &Path, path: &str, bytes: &[u8]) {
     let path = repo.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let temporary = path.with_extension("new~");
+    let temporary = repo.with_extension("new~");
     std::fs::write(&temporary, bytes).unwrap();
     std::fs::rename(temporary, path).unwrap();
 }

@@ -249,10 +249,7 @@ async fn a_changed_index_travels_as_a_recipe_that_the_origin_serves() {
     let before = south.beat().await.manifest_sequence;
     let mut changed = content(INDEX, 90_000);
     changed[50_000] ^= 1;
-    // Written elsewhere: seen for a moment under another name it would be another file's first version.
-    let written = stage.state().join("written");
-    std::fs::write(&written, &changed).unwrap();
-    std::fs::rename(written, stage.repo().join(INDEX)).unwrap();
+    put(stage.repo(), INDEX, &changed);
     assert!(publish(&stage.operator()).await.released > before);
     let target = ContentHash::of(&changed);
     let (_, bundle) = bundles(&south).await.pop().unwrap();

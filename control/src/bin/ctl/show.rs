@@ -305,10 +305,14 @@ pub(crate) fn swarm(out: &mut impl Write, swarm: &SwarmView) -> Outcome {
             Bytes(u64::from(bundle.piece_bytes)).to_string(),
             bundle.spread.to_string(),
             format!("{:.3}", bundle.origin_copies),
-            match (bundle.complete, bundle.members.is_empty()) {
-                (true, _) => "everybody has it".to_owned(),
-                (false, true) => "not asked for since control's start".to_owned(),
-                (false, false) => "being copied".to_owned(),
+            if bundle.complete {
+                "everybody has it".to_owned()
+            } else if bundle.members.is_empty() {
+                "nobody here asks for it".to_owned()
+            } else if bundle.members.iter().all(|member| member.lacks == 0) {
+                "all who are here have it".to_owned()
+            } else {
+                "being copied".to_owned()
             },
         ]);
     }
