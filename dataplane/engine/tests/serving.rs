@@ -203,9 +203,9 @@ fn short(times: impl Fn(&mut Limits)) -> Served {
 /// RFC 9110 section 15.5.9: a head that drips is answered 408 when its time is over, and closed.
 #[test]
 fn slow_heads_time_out() {
-    let served = short(|limits| limits.head_timeout = Duration::from_millis(300));
-    let mut client = served.connect();
+    let served = short(|limits| limits.head_timeout = Duration::from_secs(2));
     let begun = Instant::now();
+    let mut client = served.connect();
     client.send("GET / HTTP/1.1\r\n");
     // Each byte comes in time, the whole does not.
     let mut text = Vec::new();
@@ -223,7 +223,7 @@ fn slow_heads_time_out() {
         }
     }
     assert!(text.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&text));
-    assert!(begun.elapsed() >= Duration::from_millis(290));
+    assert!(begun.elapsed() >= Duration::from_millis(1_990));
     eventually("it is counted", || {
         served.running().stats().timed_out == 1 && served.running().stats().open == 0
     });
@@ -233,8 +233,8 @@ fn slow_heads_time_out() {
 #[test]
 fn idle_connections_time_out() {
     let served = short(|limits| {
-        limits.head_timeout = Duration::from_millis(200);
-        limits.idle_timeout = Duration::from_millis(300);
+        limits.head_timeout = Duration::from_secs(2);
+        limits.idle_timeout = Duration::from_secs(2);
     });
     served.file("a", "x");
     let mut silent = served.connect();
@@ -272,7 +272,7 @@ fn silent_connections_answer_again() {
 /// A body that drips is given up.
 #[test]
 fn slow_bodies_time_out() {
-    let served = short(|limits| limits.head_timeout = Duration::from_millis(200));
+    let served = short(|limits| limits.head_timeout = Duration::from_secs(2));
     let mut client = served.connect();
     client.send(request("POST", "/", &["Content-Length: 100"]) + "some");
     assert!(client.is_closed());
@@ -282,7 +282,7 @@ fn slow_bodies_time_out() {
 /// A client that reads nothing is cut off; one that reads slowly is not.
 #[test]
 fn stalled_clients_time_out() {
-    let served = short(|limits| limits.send_timeout = Duration::from_millis(500));
+    let served = short(|limits| limits.send_timeout = Duration::from_secs(2));
     let content = pattern(30_000_000);
     served.file("f", &content);
     let mut stalled = served.connect();
@@ -298,7 +298,7 @@ fn stalled_clients_time_out() {
     let begun = Instant::now();
     let mut chunk = vec![0; 64 << 10];
     let mut received = 0;
-    while begun.elapsed() < Duration::from_secs(2) {
+    while begun.elapsed() < Duration::from_secs(6) {
         received += slow.read(&mut chunk).unwrap();
         std::thread::sleep(Duration::from_millis(20));
     }
