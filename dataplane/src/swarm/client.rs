@@ -16,7 +16,7 @@ use super::harvest::Barn;
 use super::layout::{Layout, Source};
 use super::meter::Speed;
 use super::session::{End, Parts, Report, Session};
-use super::store::{self, PieceStore};
+use super::store::{self, Kept, PieceStore};
 use super::tracker::Tracker;
 use super::{Swarm, SwarmOptions};
 use crate::mirror::{Mirror, Want};
@@ -59,6 +59,7 @@ pub(crate) struct Client<T> {
     list_failures: u32,
     speed: Speed,
     tick_at: Instant,
+    kept: Kept,
 }
 
 struct Running {
@@ -93,6 +94,7 @@ impl<T: Tracker> Client<T> {
             list_failures: 0,
             speed: Speed::default(),
             tick_at: now,
+            kept: Kept::default(),
         }
     }
 
@@ -241,7 +243,8 @@ impl<T: Tracker> Client<T> {
     fn list(&mut self) {
         let known: HashMap<BundleId, Arc<Layout>> =
             self.layouts.iter().map(|layout| (layout.id, Arc::clone(layout))).collect();
-        let (tracker, mirror) = (Arc::clone(&self.tracker), Arc::clone(&self.mirror));
+        let (tracker, mirror, kept) =
+            (Arc::clone(&self.tracker), Arc::clone(&self.mirror), self.kept.clone());
         self.listing.spawn(async move {
             let listed = tracker.bundles().await?;
             let mut layouts = Vec::new();
@@ -249,7 +252,7 @@ impl<T: Tracker> Client<T> {
             for bundle in listed.bundles.into_iter().skip(newest) {
                 let layout = match known.get(&bundle.id) {
                     Some(layout) => Some(Arc::clone(layout)),
-                    None => load(&*tracker, &mirror, bundle.id).await?,
+                    None => load(&*tracker, &mirror, &kept, bundle.id).await?,
                 };
                 layouts.extend(layout);
             }
@@ -291,12 +294,10 @@ impl<T: Tracker> Client<T> {
         let listed = self.layouts.iter().map(|layout| layout.id);
         let listed =
             listed.filter(|bundle| self.dead.get(bundle).is_none_or(|until| *until < now + GONE_FOR / 2));
-        let keep: HashSet<String> =
-            listed.chain(self.running.keys().copied()).map(|bundle| bundle.to_string()).collect();
-        let mirror = Arc::clone(&self.mirror);
+        self.kept.only(listed.chain(self.running.keys().copied()).collect::<Vec<_>>());
+        let (kept, mirror) = (self.kept.clone(), Arc::clone(&self.mirror));
         self.tasks.spawn(async move {
-            let swept = blocking(move || store::sweep(&mirror, |name| keep.contains(name))).await;
-            if let Err(error) = swept {
+            if let Err(error) = blocking(move || kept.sweep(&mirror)).await {
                 tracing::warn!(%error, "what was kept for peers could not be deleted");
             }
         });
@@ -347,12 +348,12 @@ impl<T: Tracker> Client<T> {
             self.swarm.shelves.clone(),
             self.swarm.options.clone(),
         );
-        let all = self.reporter.clone();
+        let (all, kept) = (self.reporter.clone(), self.kept.clone());
         self.tasks.spawn(async move {
             let (reports, mut own) = mpsc::channel(REPORTS_MAX);
             let session = async {
                 let (opening, at) = (Arc::clone(&layout), Arc::clone(&mirror));
-                let store = open(opening, at, &options, &reports).await;
+                let store = open(opening, at, kept, &options, &reports).await;
                 let barn = Barn { mirror, layout: Arc::clone(&layout), store: Arc::clone(&store) };
                 let fetcher = Arc::new(Fetcher { dialer, pacer, layout: Arc::clone(&layout), store });
                 let shelf = shelves.open(layout);
@@ -409,13 +410,18 @@ impl Running {
 async fn open(
     layout: Arc<Layout>,
     mirror: Arc<Mirror>,
+    kept: Kept,
     options: &SwarmOptions,
     reports: &mpsc::Sender<Report>,
 ) -> Arc<PieceStore> {
     let mut troubled = false;
     loop {
-        let (mirror, layout) = (Arc::clone(&mirror), Arc::clone(&layout));
-        match blocking(move || PieceStore::open(mirror, layout)).await {
+        let (mirror, layout, kept) = (Arc::clone(&mirror), Arc::clone(&layout), kept.clone());
+        let opened = blocking(move || {
+            kept.keep(layout.id);
+            PieceStore::open(mirror, layout)
+        });
+        match opened.await {
             Ok(store) => {
                 if troubled {
                     let _ = reports.send(Report::Trouble(None)).await;
@@ -435,21 +441,24 @@ async fn open(
 async fn load<T: Tracker>(
     tracker: &T,
     mirror: &Arc<Mirror>,
+    kept: &Kept,
     id: BundleId,
 ) -> Result<Option<Arc<Layout>>, FetchError> {
     let path = mirror.swarm_directory().join(id.to_string()).join(DESCRIPTION);
-    let kept = path.clone();
-    let kept =
-        blocking(move || Ok(std::fs::read(&kept).ok().and_then(|wire| decode(id, &wire).ok()))).await?;
-    if kept.is_some() {
-        return Ok(kept);
+    let from = path.clone();
+    let here =
+        blocking(move || Ok(std::fs::read(&from).ok().and_then(|wire| decode(id, &wire).ok()))).await?;
+    if here.is_some() {
+        return Ok(here);
     }
     let wire = match tracker.bundle(id).await {
         Ok(wire) => wire,
         Err(FetchError::Gone { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
+    let kept = kept.clone();
     let decoded = blocking(move || {
+        kept.keep(id);
         let layout = decode(id, &wire);
         if layout.is_ok()
             && let Some(directory) = path.parent()

@@ -9,6 +9,7 @@ use freshet_api::bundle::{BundleId, Place};
 use freshet_policy::swarm::PieceSet;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE, RETRY_AFTER};
 use http::{Request, StatusCode};
+use tokio::time::{Instant, timeout_at};
 
 use super::layout::Layout;
 use super::store::{PieceStore, from_bits};
@@ -67,9 +68,7 @@ impl Fetcher {
         let Some(place) = self.layout.place(piece) else {
             return Err(PieceError::Lacking);
         };
-        let bytes = tokio::time::timeout(within, self.receive(from, &place))
-            .await
-            .unwrap_or(Err(PieceError::Slow { waited: within }))?;
+        let bytes = self.receive(from, &place, within).await?;
         if ContentHash::from(blake3::hash(&bytes)) != self.layout.bundle.pieces[piece as usize] {
             return Err(PieceError::Wrong);
         }
@@ -93,12 +92,16 @@ impl Fetcher {
         })
     }
 
-    async fn receive(&self, from: &Address, place: &Place) -> Result<Bytes, PieceError> {
+    /// The bytes of a piece, unverified. The pauses that the owner's own limit makes are not the other side's.
+    async fn receive(&self, from: &Address, place: &Place, within: Duration) -> Result<Bytes, PieceError> {
+        let mut deadline = Instant::now() + within;
+        let slow = |_| PieceError::Slow { waited: within };
         let object = &self.layout.bundle.objects[place.object];
         let (first, last) = (place.range.start, place.range.end - 1);
         let length = last - first + 1;
         let path = format!("/blob/{}", object.content);
-        let response = self.dialer.send(request(from, &path, Some((first, last)))?).await?;
+        let asking = self.dialer.send(request(from, &path, Some((first, last)))?);
+        let response = timeout_at(deadline, asking).await.map_err(slow)??;
         let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let nonsense = |expected: String, found: String| PieceError::Nonsense { expected, found };
         match response.status() {
@@ -119,7 +122,7 @@ impl Fetcher {
         }
         let mut body = response.into_body();
         let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
-        while let Some(part) = body.next().await? {
+        while let Some(part) = timeout_at(deadline, body.next()).await.map_err(slow)?? {
             if (bytes.len() + part.len()) as u64 > length {
                 return Err(nonsense(format!("{length} bytes"), "more".into()));
             }
@@ -127,6 +130,7 @@ impl Fetcher {
             let mut pause = self.pacer.after_read(part.len() as u64);
             while !pause.is_zero() {
                 tokio::time::sleep(pause).await;
+                deadline += pause;
                 pause = self.pacer.stopped();
             }
         }

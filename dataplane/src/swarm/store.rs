@@ -3,7 +3,7 @@
 //! A piece is written only after it was verified; its bit is set only after its bytes are durable. What a kill -9
 //! left written and not recorded is found again by its hash. Nothing here knows of peers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use freshet_api::ContentHash;
-use freshet_api::bundle::Place;
+use freshet_api::bundle::{BundleId, Place};
 use freshet_policy::swarm::PieceSet;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -256,20 +256,42 @@ pub(crate) fn from_bits(bits: &[u8], pieces: u32) -> Option<PieceSet> {
     Some(set)
 }
 
-/// Deletes the directories of bundles other than `keep`.
-///
-/// # Errors
-/// The disk's.
-pub(crate) fn sweep(mirror: &Mirror, keep: impl Fn(&str) -> bool) -> Result<(), MirrorError> {
-    let directory = mirror.swarm_directory();
-    for entry in std::fs::read_dir(directory).map_err(disk("list", directory))? {
-        let entry = entry.map_err(disk("list", directory))?;
-        if entry.file_name().to_str().is_none_or(|name| !keep(name)) {
-            let path = entry.path();
-            std::fs::remove_dir_all(&path).map_err(disk("delete", &path))?;
-        }
+/// The bundles whose directories stay; whoever makes one says so first.
+#[derive(Clone, Default)]
+pub(crate) struct Kept(Arc<Mutex<HashSet<String>>>);
+
+impl Kept {
+    /// From now on the directory of this bundle stays. Blocks while another one is being deleted.
+    pub(crate) fn keep(&self, bundle: BundleId) {
+        self.lock().insert(bundle.to_string());
     }
-    Ok(())
+
+    /// Only these stay, and those that are kept from now on.
+    pub(crate) fn only(&self, bundles: impl IntoIterator<Item = BundleId>) {
+        *self.lock() = bundles.into_iter().map(|bundle| bundle.to_string()).collect();
+    }
+
+    /// Deletes the directories of all others. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn sweep(&self, mirror: &Mirror) -> Result<(), MirrorError> {
+        let directory = mirror.swarm_directory();
+        for entry in std::fs::read_dir(directory).map_err(disk("list", directory))? {
+            let entry = entry.map_err(disk("list", directory))?;
+            // Held until it is gone, so that nobody makes it anew meanwhile.
+            let kept = self.lock();
+            if entry.file_name().to_str().is_none_or(|name| !kept.contains(name)) {
+                let path = entry.path();
+                std::fs::remove_dir_all(&path).map_err(disk("delete", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn read_bits(file: impl AsFd, pieces: u32) -> io::Result<PieceSet> {

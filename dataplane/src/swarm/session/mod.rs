@@ -91,6 +91,8 @@ pub(super) struct Session<T> {
     unsynced: Vec<u32>,
     syncing: bool,
     sync_at: Instant,
+    /// When pieces came lately, and of how many bytes.
+    came: VecDeque<(Instant, u64)>,
     /// Objects whose contents can be taken out, and those where that is under way.
     ripe: HashSet<usize>,
     harvesting: HashSet<usize>,
@@ -177,6 +179,7 @@ impl<T: Tracker> Session<T> {
             unsynced: Vec::new(),
             syncing: false,
             sync_at: now,
+            came: VecDeque::new(),
             ripe: HashSet::new(),
             harvesting: HashSet::new(),
             making: false,

@@ -95,6 +95,7 @@ impl<T: Tracker> Session<T> {
 
     fn arrived(&mut self, piece: u32, now: Instant) {
         self.progress_at = now;
+        self.came.push_back((now, self.layout.piece_bytes(piece)));
         self.picker.arrived(piece);
         self.stop_asking_for(piece);
         if !self.have.contains(piece) && self.written.insert(piece) {
@@ -196,7 +197,7 @@ impl<T: Tracker> Session<T> {
                 self.syncing = false;
                 // A slow disk is asked less often.
                 let took = now.duration_since(since);
-                let apart = (took * 4).clamp(self.parts.options.sync_apart, SYNC_APART_MOST);
+                let apart = took.clamp(self.parts.options.sync_apart, SYNC_APART_MOST);
                 self.sync_at = now + apart;
                 match synced {
                     Ok(()) => self.durable(&pieces, now).await,
@@ -228,14 +229,10 @@ impl<T: Tracker> Session<T> {
             Ok(held) => {
                 let active = self.peers.active(now).contains(&node);
                 if active {
-                    let asked = !self.picker.is_idle(node);
                     self.picker.peer(node, held);
-                    // Who has plenty need not be asked again soon; who has nothing may soon have something.
-                    let next = match self.picker.offers(node) {
-                        0 if !asked => HAVE_SOON,
-                        0..=OFFERS_PLENTY => HAVE_APART,
-                        _ => HAVE_APART * 3,
-                    };
+                    // Who has plenty need not be asked again soon.
+                    let plenty = self.picker.offers(node) > OFFERS_PLENTY;
+                    let next = self.have_apart(now) * if plenty { 4 } else { 1 };
                     self.peers.have_told(node, now + jittered(next));
                 } else {
                     self.peers.have_told(node, now + HAVE_APART);
@@ -256,6 +253,24 @@ impl<T: Tracker> Session<T> {
                 }
             }
         }
+    }
+
+    /// How often a peer is asked what it has: as often as a small part of what comes in allows.
+    ///
+    /// The sooner a piece is known, the sooner it is passed on; what remains when the origin has sent everything takes
+    /// about as long as news of it.
+    fn have_apart(&mut self, now: Instant) -> Duration {
+        while self.came.front().is_some_and(|(at, _)| *at + RATE_OVER < now) {
+            self.came.pop_front();
+        }
+        let came: u64 = self.came.iter().map(|(_, bytes)| bytes).sum();
+        if came == 0 || self.missing() == 0 {
+            return if came == 0 { HAVE_SOON } else { HAVE_APART };
+        }
+        let cost = HAVE_BYTES + u64::from(self.layout.pieces() / 8);
+        let round = cost * self.peers.active(now).len() as u64;
+        let allowed = came as f64 / RATE_OVER.as_secs_f64() * HAVE_PART;
+        Duration::from_secs_f64(round as f64 / allowed).clamp(HAVE_LEAST, HAVE_APART)
     }
 
     fn answered(&mut self, reply: SwarmReply, now: Instant) -> Option<End> {
@@ -372,6 +387,12 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.75 + rand::random::<f64>() / 4.0)
 }
 
+const HAVE_LEAST: Duration = Duration::from_millis(100);
+/// Bytes of a question and its answer, the bits apart.
+const HAVE_BYTES: u64 = 500;
+/// The part of what comes in that may go into asking who has what.
+const HAVE_PART: f64 = 0.015;
+const RATE_OVER: Duration = Duration::from_secs(2);
 const HAVE_APART: Duration = Duration::from_secs(1);
 const HAVE_SOON: Duration = Duration::from_millis(250);
 /// A peer that has more to offer than this is asked what it has less often.
