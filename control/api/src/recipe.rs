@@ -31,7 +31,7 @@ pub enum Method {
         literals: Vec<u8>,
     },
     /// One zstd frame whose window begins with the only base (`zstd --patch-from`). Base and target have
-    /// [`PATCH_BYTES_MAX`] bytes at most each.
+    /// [`PATCH_BYTES_MAX`] bytes at most each, so the frame's window has 2^28 at most.
     Patch {
         /// The frame.
         delta: Vec<u8>,
