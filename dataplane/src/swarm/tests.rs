@@ -396,7 +396,13 @@ async fn a_part_that_is_selected_anew_is_kept_anew() {
     volunteer.selection = part("pool/o*");
     volunteer.start().await;
     volunteer.wanted.send_replace(sequence);
-    until("the other part is here", || walk(&volunteer.tree()).len() == 3).await;
+    let there = |path: String| volunteer.tree().join(path).exists();
+    until("the other part is here, and this one gone", || {
+        there("pool/odd".into())
+            && there("pool/one-piece".into())
+            && !(0..60).any(|n| there(format!("pool/small/{n}")))
+    })
+    .await;
     same(&volunteer, &kept(|path| path.starts_with("pool/o")));
     assert_eq!(volunteer.mirror().holdings().len(), 3, "what is not kept is not announced");
     volunteer.kill().await;
