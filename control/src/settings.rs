@@ -39,8 +39,8 @@ pub struct Options {
     /// The sync port as volunteers reach it [default: http:// and `sync-listen`, if that names a host]
     #[arg(long, value_name = "URL")]
     pub sync_url: Option<String>,
-    /// Between two heartbeats of a volunteer, milliseconds, 50 to 60000; one that is silent for 5 of them is
-    /// taken for lost [default: 1000]
+    /// Between two heartbeats of a volunteer, milliseconds, 50 to 60000; one that is silent for 5 of them
+    /// and for 3 seconds is taken for lost [default: 1000]
     #[arg(long, value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
     /// Files smaller than this are sent by the origin itself, such as `64 KiB` [default: 64 KiB]

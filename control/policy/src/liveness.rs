@@ -16,7 +16,8 @@ pub struct LivenessTerms {
     pub suspect_after: f64,
     /// After so many it is dead.
     pub dead_after: f64,
-    /// But never sooner than this, however short the interval: a busy host is late by so much and not gone.
+    /// But never sooner than this, and suspect never sooner than half of it, however short the interval: a busy host
+    /// is late by so much and not gone.
     pub dead_min: Duration,
     /// The penalty of a flap halves in this time.
     pub half_life: Duration,
@@ -98,7 +99,7 @@ impl Liveness {
             Life::Dead
         } else if self.suppressed && self.penalty_now(now, terms) > terms.reuse_at {
             Life::Flapping
-        } else if missed > terms.suspect_after {
+        } else if missed > terms.suspect_after && silent > terms.dead_min / 2 {
             Life::Suspect
         } else {
             Life::Alive
@@ -146,6 +147,7 @@ mod tests {
         let terms = LivenessTerms { interval: Duration::from_millis(200), ..LivenessTerms::default() };
         let mut node = Liveness::default();
         node.heartbeat(1, at(0.0), &terms);
+        assert_eq!(node.state(at(1.4), &terms), Life::Alive);
         assert_eq!(node.state(at(2.9), &terms), Life::Suspect);
         assert_eq!(node.state(at(3.1), &terms), Life::Dead);
     }

@@ -364,7 +364,7 @@ fn hours_in_which_nothing_is_given_close_the_volunteer() {
         "[[budget.hours]]\ndays = 'daily'\nfrom = '00:00'\nuntil = '24:00'\nrate = 0\nsync_rate = '1 Gbit/s'";
     let scene = Scene::start(&SceneOptions { volunteers: 1, ..SceneOptions::default() }).unwrap();
     let file = format!("/{}", scene.large_files().unwrap().swap_remove(0).path);
-    assert_eq!(scene.status(&file).unwrap(), 302);
+    scene.wait("customers to be sent to it", || Ok(scene.status(&file)? == 302)).unwrap();
     configure(&scene, "", closed);
     let volunteer = scene.cluster.volunteers()[0].process().unwrap();
     volunteer.signal(Signal::HUP).unwrap();

@@ -87,6 +87,7 @@ fn the_origin_says_what_a_file_must_be() {
     // The digests in the redirect are base64 of the same bytes (RFC 9530, RFC 3230); openssl says what that is.
     let to_base64 = format!("openssl dgst -sha256 -binary '{}' | openssl base64 -A", path.display());
     let base64 = scene.customer.run(&Program::new("sh").args(["-c", &to_base64]), PATIENCE).unwrap().text();
+    scene.wait("customers to be redirected", || Ok(scene.status(&target)? == 302)).unwrap();
     let redirect = Answer::get(&scene.customer, origin, &target).unwrap();
     assert_eq!(redirect.status, 302);
     let repr = redirect.header("repr-digest").expect("a Repr-Digest");

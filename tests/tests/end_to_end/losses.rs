@@ -169,7 +169,7 @@ fn a_drained_volunteer_gets_no_new_customers_and_a_resumed_one_does() {
     let scene = Scene::start(&SceneOptions { volunteers: 1, ..SceneOptions::default() }).unwrap();
     let file = scene.large_files().unwrap().swap_remove(0);
     let target = format!("/{}", file.path);
-    assert_eq!(scene.status(&target).unwrap(), 302);
+    scene.wait("customers to be sent to it", || Ok(scene.status(&target)? == 302)).unwrap();
     scene.cluster.ctl(&["node", "drain", "volunteer-1"]).unwrap();
     scene.wait("the origin to serve in its place", || Ok(scene.status(&target)? == 200)).unwrap();
     scene.cluster.ctl(&["node", "resume", "volunteer-1"]).unwrap();
