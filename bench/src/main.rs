@@ -3,6 +3,7 @@
 
 mod accounting;
 mod columns;
+mod ground;
 mod interrupt;
 mod pacing;
 mod plot;

@@ -11,10 +11,11 @@ mod report;
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Backend, Cancel, Options, Testbed};
+use anyhow::Result;
+use freshet_testbed::Cancel;
 
 use self::report::Report;
+use crate::ground;
 
 /// Options of `bench accounting`.
 #[derive(Debug, clap::Args)]
@@ -41,16 +42,13 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Without root (no namespaces, no classifiers), or when a program fails.
 pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
-    let programs = match &arguments.programs {
-        Some(directory) => directory.clone(),
-        None => std::env::current_exe()?.parent().context("this program is in a directory")?.to_owned(),
-    };
+    let programs = ground::programs(arguments.programs.as_deref())?;
     let mut report = Report::default();
     if !arguments.no_exact {
         let root = tempfile::Builder::new().prefix("freshet-accounting-").tempdir()?;
         exact::make_file(root.path())?;
         for offloads in [false, true] {
-            let testbed = namespaces(cancel)?;
+            let testbed = ground::namespaces(cancel, NEEDED)?;
             let (rows, left_out) = exact::measure(&testbed, &programs, offloads, root.path())?;
             report.exact.extend(rows);
             report.left_out = left_out;
@@ -58,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
     }
     if !arguments.no_cost {
         report.test_runs = cost::test_runs()?;
-        let testbed = namespaces(cancel)?;
+        let testbed = ground::namespaces(cancel, NEEDED)?;
         let stage = cost::Stage::new(&testbed)?;
         report.timed = stage.timed()?;
         report.throughput = stage.throughput(arguments.rounds)?;
@@ -69,11 +67,5 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
     Ok(())
 }
 
-/// A testbed whose hosts have wires.
-fn namespaces(cancel: &Cancel) -> Result<Testbed> {
-    let testbed = Testbed::start(Options { cancel: cancel.clone(), ..Options::default() })?;
-    if let Backend::Loopback { why } = testbed.backend() {
-        bail!("traffic is counted in network namespaces, which can't be had here: {why}");
-    }
-    Ok(testbed)
-}
+/// Why this can't be done on loopback.
+const NEEDED: &str = "traffic is counted in";

@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Backend, Cancel, Host, InterfaceCounters, Options, Program, Testbed};
+use freshet_testbed::{Cancel, Host, InterfaceCounters, Program};
 
 use self::report::Report;
+use crate::ground;
 
 /// Options of `bench pacing`.
 #[derive(Debug, clap::Args)]
@@ -57,14 +58,11 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Without root (no namespaces), or when a program fails.
 pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
-    let programs = match &arguments.programs {
-        Some(directory) => directory.clone(),
-        None => std::env::current_exe()?.parent().context("this program is in a directory")?.to_owned(),
-    };
+    let programs = ground::programs(arguments.programs.as_deref())?;
     let seconds = Duration::from_secs(arguments.seconds);
     let mut report = Report { seconds: arguments.seconds, ..Report::default() };
     if !arguments.no_accuracy {
-        let testbed = namespaces(&cancel)?;
+        let testbed = ground::namespaces(&cancel, NEEDED)?;
         let stage = accuracy::Stage::new(&testbed, &programs)?;
         for round in 1..=arguments.rounds {
             for &rate in &arguments.rates {
@@ -77,24 +75,15 @@ pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
     }
     if !arguments.no_switch {
         eprintln!("a running volunteer's rate is changed");
-        report.switching = switching::measure(&namespaces(&cancel)?, &programs)?;
+        report.switching = switching::measure(&ground::namespaces(&cancel, NEEDED)?, &programs)?;
     }
     if !arguments.no_owner {
-        report.owner = Some(owner::measure(&namespaces(&cancel)?, &programs, seconds)?);
+        report.owner = Some(owner::measure(&ground::namespaces(&cancel, NEEDED)?, &programs, seconds)?);
     }
     report.write(&arguments.out)?;
     print!("{}", report.table());
     println!("report: {}", arguments.out.display());
     Ok(())
-}
-
-/// A testbed whose hosts have wires.
-fn namespaces(cancel: &Cancel) -> Result<Testbed> {
-    let testbed = Testbed::start(Options { cancel: cancel.clone(), ..Options::default() })?;
-    if let Backend::Loopback { why } = testbed.backend() {
-        bail!("the wire is measured in network namespaces, which can't be had here: {why}");
-    }
-    Ok(testbed)
 }
 
 /// Sends every segment by itself, so that the interface's byte counter has all headers.
@@ -143,3 +132,6 @@ fn make_file(path: &Path, bytes: usize) -> Result<()> {
 }
 
 const INTERFACE: &str = "eth0";
+
+/// Why this can't be done on loopback.
+const NEEDED: &str = "the wire is measured in";

@@ -17,12 +17,13 @@ mod usage;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Backend, Cancel, Host, Options, Testbed};
+use anyhow::{Context as _, Result};
+use freshet_testbed::{Cancel, Host, Testbed};
 
 use self::content::Content;
 use self::links::Links;
 use self::report::{Outcome, Report};
+use crate::ground;
 
 /// Options of `bench sync`.
 #[derive(Debug, clap::Args)]
@@ -85,15 +86,20 @@ struct Course<'a> {
     timeout: Duration,
 }
 
+impl Course<'_> {
+    /// A host for each mirror, on its link.
+    fn mirrors(&self) -> Result<Vec<Host>> {
+        let host = |(number, link)| Ok(self.testbed.host(&format!("m{number}"), &link)?);
+        self.links.mirror_links().enumerate().map(host).collect()
+    }
+}
+
 /// Runs the measurement and writes its report.
 ///
 /// # Errors
 /// Without root (no namespaces), when a program is missing or fails, or when a mirror differs in the end.
 pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
-    let programs = match &arguments.programs {
-        Some(directory) => directory.clone(),
-        None => std::env::current_exe()?.parent().context("this program is in a directory")?.to_owned(),
-    };
+    let programs = ground::programs(arguments.programs.as_deref())?;
     let links = Links::new(
         arguments.mirrors as usize,
         arguments.origin_mbit.unwrap_or(arguments.mbit),
@@ -107,7 +113,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
     for round in 1..=arguments.rounds {
         for &contender in &arguments.contenders {
             eprintln!("round {round}: {contender:?}, {} mirrors", links.mirrors.len());
-            let testbed = namespaces(cancel)?;
+            let testbed = ground::namespaces(cancel, NEEDED)?;
             let directory = scratch.path().join(format!("{contender:?}-{round}"));
             std::fs::create_dir(&directory)?;
             let course = Course {
@@ -134,15 +140,6 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
     print!("{}", report.table());
     println!("report: {}", arguments.out.display());
     Ok(())
-}
-
-/// A testbed whose hosts have wires.
-fn namespaces(cancel: &Cancel) -> Result<Testbed> {
-    let testbed = Testbed::start(Options { cancel: cancel.clone(), ..Options::default() })?;
-    if let Backend::Loopback { why } = testbed.backend() {
-        bail!("links with rates need network namespaces, which can't be had here: {why}");
-    }
-    Ok(testbed)
 }
 
 /// Bytes that a host's interface has received and sent.
@@ -188,7 +185,7 @@ impl Meter {
 }
 
 /// The figures of one contender in one round.
-fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: f64, prepared_secs: f64) -> Outcome {
+fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: Option<f64>, prepared_secs: f64) -> Outcome {
     let (origin, mirrors) = passed.split_first().expect("the origin is always metered");
     Outcome {
         last_secs: finished.iter().copied().fold(0.0, f64::max),
@@ -201,3 +198,6 @@ fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: f64, prepared_secs: 
         finished,
     }
 }
+
+/// Why this can't be done on loopback.
+const NEEDED: &str = "links with rates need";

@@ -41,19 +41,19 @@ pub(super) struct Outcome {
     pub(super) origin_bytes: u64,
     pub(super) mirror_received: Vec<u64>,
     pub(super) mirror_sent: Vec<u64>,
-    /// Of all processes on all hosts together.
-    pub(super) cpu_secs: f64,
+    /// Of all processes on all hosts together, where it can be had.
+    pub(super) cpu_secs: Option<f64>,
     /// Per mirror.
     pub(super) finished: Vec<f64>,
 }
 
 impl Outcome {
     pub(super) fn line(&self, contender: Contender) -> String {
+        let cpu = self.cpu_secs.map_or_else(String::new, |seconds| format!(", CPU {seconds:.1} s"));
         format!(
-            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB, CPU {:.1} s",
+            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB{cpu}",
             self.last_secs,
             self.origin_bytes as f64 / 1e6,
-            self.cpu_secs
         )
     }
 }
@@ -101,7 +101,7 @@ impl Report {
             let over = |figure: &dyn Fn(&Outcome) -> f64| {
                 let values =
                     self.rows.iter().filter(|row| row.contender == contender).map(|row| figure(&row.outcome));
-                Spread::of(values).map_or_else(String::new, |spread| spread.text())
+                Spread::of(values).map_or_else(|| "-".to_owned(), |spread| spread.text())
             };
             let mean = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64 / bytes.len().max(1) as f64;
             rows.add_row([
@@ -113,7 +113,7 @@ impl Report {
                 over(&|outcome| outcome.origin_bytes as f64 / release),
                 over(&|outcome| mean(&outcome.mirror_received) / release),
                 over(&|outcome| mean(&outcome.mirror_sent) / release),
-                over(&|outcome| outcome.cpu_secs),
+                over(&|outcome| outcome.cpu_secs.unwrap_or(f64::NAN)),
             ]);
         }
         let rates = match (self.links.mirrors.iter().min(), self.links.mirrors.iter().max()) {

@@ -4,10 +4,10 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Host, Process, Program, wait_until};
+use freshet_testbed::{Process, Program, wait_until};
 
 use super::report::Outcome;
-use super::{Course, Meter, outcome, usage};
+use super::{Course, Meter, outcome};
 
 /// All mirrors start at once; waits for the last.
 pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
@@ -30,12 +30,7 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
     let daemon = origin.start("rsyncd", &daemon).context("`rsync` is needed (package rsync)")?;
     daemon.wait_for_port(&origin, address, READY)?;
 
-    let mirrors: Vec<Host> = course
-        .links
-        .mirror_links()
-        .enumerate()
-        .map(|(number, link)| Ok(course.testbed.host(&format!("m{number}"), &link)?))
-        .collect::<Result<_>>()?;
+    let mirrors = course.mirrors()?;
     let meter = Meter::start([origin].into_iter().chain(mirrors.iter().cloned()).collect())?;
     let begun = Instant::now();
     let tree = |number: usize| course.directory.join(format!("tree-{number}"));
@@ -51,11 +46,7 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
         })
         .collect::<Result<_>>()?;
     let mut finished = vec![None; clients.len()];
-    let mut cpu = 0.0_f64;
     wait_until("every rsync to end", course.timeout, &course.testbed.cancel(), || {
-        // A process that has ended tells no times: the last ones seen count.
-        let running = clients.iter().filter(|client| client.is_running().unwrap_or(false)).chain([&daemon]);
-        cpu = cpu.max(usage::cpu_secs(running).unwrap_or(0.0));
         for (client, finished) in clients.iter().zip(&mut finished) {
             if finished.is_none() && !client.is_running()? {
                 *finished = Some(begun.elapsed().as_secs_f64());
@@ -71,7 +62,8 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
         }
         course.content.check(&tree(number)).with_context(|| format!("mirror {number}"))?;
     }
-    Ok(outcome(finished.into_iter().flatten().collect(), &passed, cpu, 0.0))
+    // Each connection has processes of its own, which end with it and take their times along: there is no CPU figure.
+    Ok(outcome(finished.into_iter().flatten().collect(), &passed, None, 0.0))
 }
 
 const READY: std::time::Duration = std::time::Duration::from_secs(30);

@@ -69,7 +69,12 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
         bail!("control lost sight of a volunteer");
     }
     let since_release = |seconds: f64| seconds - prepared.as_secs_f64();
-    Ok(outcome(finished.into_values().map(since_release).collect(), &passed, cpu, prepared.as_secs_f64()))
+    Ok(outcome(
+        finished.into_values().map(since_release).collect(),
+        &passed,
+        Some(cpu),
+        prepared.as_secs_f64(),
+    ))
 }
 
 const READY: Duration = Duration::from_secs(120);

@@ -36,12 +36,7 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
         Ok((!tracker.peers().is_empty()).then_some(()))
     })?;
 
-    let mirrors: Vec<Host> = course
-        .links
-        .mirror_links()
-        .enumerate()
-        .map(|(number, link)| Ok(course.testbed.host(&format!("m{number}"), &link)?))
-        .collect::<Result<_>>()?;
+    let mirrors = course.mirrors()?;
     let meter = Meter::start([origin].into_iter().chain(mirrors.iter().cloned()).collect())?;
     let directory = |number: usize| course.directory.join(format!("mirror-{number}"));
     let complete = |number: usize| course.directory.join(format!("complete-{number}"));
@@ -71,7 +66,7 @@ pub(super) fn measure(course: &Course<'_>) -> Result<Outcome> {
     for number in 0..clients.len() {
         course.content.check(&directory(number).join(NAME)).with_context(|| format!("mirror {number}"))?;
     }
-    Ok(outcome(finished.into_iter().flatten().collect(), &passed, cpu, 0.0))
+    Ok(outcome(finished.into_iter().flatten().collect(), &passed, Some(cpu), 0.0))
 }
 
 fn aria2(directory: &Path, metainfo: &Path) -> Program {
