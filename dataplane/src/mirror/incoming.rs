@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use freshet_api::ContentHash;
 
-use super::MirrorError;
 use super::blobs::{BlobStore, Elsewhere, Partial};
 use super::state::Want;
+use super::{MirrorError, blocking};
 
 /// Takes in the bytes of one content.
 pub struct Incoming {
@@ -245,20 +245,6 @@ pub(super) fn hash_range(hasher: &mut blake3::Hasher, file: &File, length: u64) 
         at += read as u64;
     }
     Ok(())
-}
-
-/// Runs a step that waits for the disk where that disturbs nobody.
-async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
-) -> Result<T, MirrorError> {
-    match tokio::task::spawn_blocking(step).await {
-        Ok(result) => result,
-        Err(stopped) => Err(MirrorError::Disk {
-            doing: "finish a step on",
-            path: "the mirror".into(),
-            source: io::Error::other(stopped),
-        }),
-    }
 }
 
 /// Contents up to this size stay in memory until their batch is written.

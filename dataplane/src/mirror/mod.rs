@@ -351,6 +351,19 @@ impl Mirror {
     }
 }
 
+/// Runs a step of the mirror that waits for the disk where that disturbs nobody.
+pub(crate) async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
+) -> Result<T, MirrorError> {
+    tokio::task::spawn_blocking(step).await.unwrap_or_else(|stopped| {
+        Err(MirrorError::Disk {
+            doing: "finish a step on",
+            path: "the mirror".into(),
+            source: std::io::Error::other(stopped),
+        })
+    })
+}
+
 fn held(row: &Row) -> Option<Held> {
     row.blob.trusted.load(Ordering::Acquire).then(|| Held {
         file: row.file.file,

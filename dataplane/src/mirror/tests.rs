@@ -1,6 +1,7 @@
 //! Tests of the mirror as a whole, without a network: sequences of manifests, kills, hostile and broken trees.
 
 mod model;
+pub(crate) mod reopening;
 pub(crate) mod small_disk;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};

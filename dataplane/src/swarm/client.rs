@@ -11,7 +11,7 @@ use freshet_api::bundle::{Bundle, BundleError, BundleId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::fetch::{Fetcher, blocking};
+use super::fetch::Fetcher;
 use super::harvest::Barn;
 use super::layout::{Layout, Source};
 use super::meter::Speed;
@@ -19,7 +19,7 @@ use super::session::{End, Parts, Report, Session};
 use super::store::{self, Kept, PieceStore};
 use super::tracker::Tracker;
 use super::{Swarm, SwarmOptions};
-use crate::mirror::{Mirror, Want};
+use crate::mirror::{Mirror, Want, blocking};
 use crate::sync::FetchError;
 
 /// What happened, for the loop of the sync client.

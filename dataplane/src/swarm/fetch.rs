@@ -1,21 +1,21 @@
 //! One request to a peer or to the origin: a piece, or what a peer has. It decides nothing and keeps nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use freshet_api::ContentHash;
 use freshet_api::bundle::{BundleId, Place};
 use freshet_policy::swarm::PieceSet;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE, RETRY_AFTER};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, RANGE};
 use http::{Request, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
 use super::layout::Layout;
 use super::store::{PieceStore, from_bits};
 use crate::link::{Dialer, LinkError};
-use crate::mirror::MirrorError;
-use crate::sync::ReadPacer;
+use crate::mirror::{MirrorError, blocking};
+use crate::sync::{ReadPacer, retry_after};
 
 /// Whom to ask, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,24 +158,10 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> PieceError {
         401 | 403 => PieceError::Denied { status },
         404 | 410 | 416 => PieceError::Lacking,
         408 | 425 | 429 | 500..=599 => {
-            let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            PieceError::Busy { status, retry_after: seconds.map(Duration::from_secs) }
+            PieceError::Busy { status, retry_after: retry_after(headers, SystemTime::now()) }
         }
         _ => PieceError::Nonsense { expected: "206 Partial Content".into(), found: status.to_string() },
     }
-}
-
-/// Runs a step that waits for the disk where that disturbs nobody.
-pub(super) async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
-) -> Result<T, MirrorError> {
-    tokio::task::spawn_blocking(step).await.unwrap_or_else(|stopped| {
-        Err(MirrorError::Disk {
-            doing: "finish a step on",
-            path: "the mirror".into(),
-            source: std::io::Error::other(stopped),
-        })
-    })
 }
 
 /// What a peer has is told at once, or not at all.

@@ -19,8 +19,10 @@ use tokio::task::JoinHandle;
 use self::field::{Field, File, Seat};
 use super::*;
 use crate::link::DialerOptions;
-use crate::mirror::{Mirror, MirrorError, MirrorOptions, Selection};
-use crate::sync::{NoPacing, Origin, SyncOptions};
+use crate::mirror::tests::reopening;
+use crate::mirror::{Mirror, MirrorOptions, Selection};
+use crate::sync::tests::brisk;
+use crate::sync::{NoPacing, Origin};
 
 /// A volunteer that can be killed and started again.
 struct Volunteer {
@@ -104,17 +106,7 @@ impl Volunteer {
         let mut options = MirrorOptions::new(self.root().join("state"), self.tree());
         options.reserve_bytes = 0;
         options.selection = self.selection.clone();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mirror = loop {
-            match Mirror::open(options.clone()) {
-                Ok(mirror) => break mirror,
-                // A killed one's last blocking step may still be letting go of the index.
-                Err(MirrorError::InUse { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        };
+        let mirror = reopening::open(&options).await;
         self.mirror = Some(Arc::clone(&mirror));
         let counting = freshet_ebpf::Options { classifiers: false, ..Default::default() };
         let classes = freshet_ebpf::open(counting).unwrap().classes;
@@ -145,20 +137,13 @@ impl Volunteer {
             meter: Arc::clone(&self.meter),
             options: self.options.clone(),
         };
-        let options = SyncOptions {
-            retry_first: Duration::from_millis(10),
-            retry_most: Duration::from_millis(100),
-            local_retry: Duration::from_millis(50),
-            grace: Duration::ZERO,
-            ..SyncOptions::default()
-        };
         self.running = Some(tokio::spawn(crate::sync::run(
             mirror,
             Arc::clone(&self.field),
             Origin::new(dialer, endpoint, Arc::new(NoPacing)),
             swarm,
             self.wanted.subscribe(),
-            options,
+            brisk(),
             self.stop.subscribe(),
         )));
     }

@@ -7,8 +7,8 @@ use freshet_api::ContentHash;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::fetch::{Delivery, blocking};
-use crate::mirror::{Mirror, MirrorError};
+use super::fetch::Delivery;
+use crate::mirror::{Mirror, MirrorError, blocking};
 
 /// What became of a batch.
 pub(super) struct Committed {

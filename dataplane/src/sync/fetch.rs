@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::source::{BlobSource, FetchError};
-use crate::mirror::{Arrived, Incoming, Mirror, MirrorError, ReceiveError, Want};
+use crate::mirror::{Arrived, Incoming, Mirror, MirrorError, ReceiveError, Want, blocking};
 use crate::swarm::Meter;
 
 /// A content that waits for its batch, with the memory it was given.
@@ -105,19 +105,6 @@ impl<B: BlobSource> Fetcher<B> {
         let (mirror, want) = (Arc::clone(&self.mirror), want.clone());
         blocking(move || mirror.receive(&want)).await
     }
-}
-
-/// Runs a step of the mirror that waits for the disk where that disturbs nobody.
-pub(super) async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
-) -> Result<T, MirrorError> {
-    tokio::task::spawn_blocking(step).await.unwrap_or_else(|stopped| {
-        Err(MirrorError::Disk {
-            doing: "finish a step on",
-            path: "the mirror".into(),
-            source: std::io::Error::other(stopped),
-        })
-    })
 }
 
 /// Memory that one fetch is given at most: a large content passes through a buffer of this size.

@@ -11,8 +11,9 @@ mod queue;
 mod run;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+pub(crate) use origin::retry_after;
 pub use origin::{Origin, OriginEndpoint};
 pub use run::{SyncOptions, run};
 pub use source::{Blame, BlobSource, FetchError, ManifestSource, NoPacing, ReadPacer, Retry};

@@ -136,7 +136,7 @@ fn refusal(from: String, want: &Want, status: StatusCode, headers: &HeaderMap) -
 }
 
 /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     if let Some(seconds) = number(headers, RETRY_AFTER.as_str()) {
         return Some(Duration::from_secs(seconds));
     }

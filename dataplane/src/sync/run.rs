@@ -15,11 +15,11 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::backoff::Backoff;
 use super::commit::{Committed, commit_all};
-use super::fetch::{Fetcher, Way, blocking};
+use super::fetch::{Fetcher, Way};
 use super::queue::Queue;
 use super::source::{BlobSource, FetchError, ManifestSource, Retry};
 use crate::link::Fault;
-use crate::mirror::{Finished, Mirror, MirrorError, Rechecked, Want};
+use crate::mirror::{Finished, Mirror, MirrorError, Rechecked, Want, blocking};
 use crate::swarm::{Client, Event, Swarm, Tracker};
 
 /// Bounds of the sync client.

@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 use self::origin::{FakeOrigin, Twist};
 use super::*;
 use crate::link::{Dialer, DialerOptions};
+use crate::mirror::tests::reopening;
 use crate::mirror::tests::small_disk::SmallDisk;
-use crate::mirror::{Mirror, MirrorError, MirrorOptions};
+use crate::mirror::{Mirror, MirrorOptions};
 
 /// A mirror in a temporary directory, with the sync client running against a fake origin.
 struct Bench {
@@ -31,6 +32,17 @@ struct Bench {
     on: Option<std::path::PathBuf>,
     new_endpoint: watch::Sender<Option<OriginEndpoint>>,
     endpoint: watch::Receiver<Option<OriginEndpoint>>,
+}
+
+/// As by default, only that nothing waits for long.
+pub(crate) fn brisk() -> SyncOptions {
+    SyncOptions {
+        retry_first: Duration::from_millis(10),
+        retry_most: Duration::from_millis(100),
+        local_retry: Duration::from_millis(50),
+        grace: Duration::ZERO,
+        ..SyncOptions::default()
+    }
 }
 
 impl Bench {
@@ -67,30 +79,14 @@ impl Bench {
         let mut options = MirrorOptions::new(self.root().join("state"), self.tree());
         options.reserve_bytes = 0;
         change(&mut options);
-        // A killed one's last blocking step may still be letting go of the index.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let mirror = loop {
-            match Mirror::open(options.clone()) {
-                Ok(mirror) => break mirror,
-                Err(MirrorError::InUse { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        };
+        let mirror = reopening::open(&options).await;
         self.mirror = Some(Arc::clone(&mirror));
         let blobs = Origin::new(
             Dialer::new(DialerOptions { read_timeout: Duration::from_secs(2), ..DialerOptions::new(2) }),
             self.endpoint.clone(),
             Arc::new(NoPacing),
         );
-        let options = SyncOptions {
-            retry_first: Duration::from_millis(10),
-            retry_most: Duration::from_millis(100),
-            local_retry: Duration::from_millis(50),
-            grace: Duration::ZERO,
-            ..SyncOptions::default()
-        };
+        let options = brisk();
         let manifests = Arc::clone(&self.origin);
         let stop = self.stop.subscribe();
         let swarm = crate::swarm::Swarm::none(Dialer::new(DialerOptions::new(2)));

@@ -19,14 +19,14 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 
 use self::outcome::Chore;
 use super::SwarmOptions;
-use super::fetch::{Address, Fetcher, PieceError, blocking};
+use super::fetch::{Address, Fetcher, PieceError};
 use super::harvest::{self, Barn};
 use super::layout::Layout;
 use super::meter::Meter;
 use super::peers::Peers;
 use super::shelf::Shelf;
 use super::tracker::Tracker;
-use crate::mirror::Want;
+use crate::mirror::{Want, blocking};
 use crate::sync::OriginEndpoint;
 
 /// What a session tells the client.
