@@ -17,7 +17,8 @@ use super::{RATE_MIN, ValueError};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetConfig {
-    /// Most that one connection is sent; kept by the kernel. Without it only the sum is limited.
+    /// Most that one connection is sent; kept by the kernel, from its eleventh segment on. Without it only
+    /// the sum is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_rate: Option<BytesPerSec>,
     /// Whether the kernel's queue (HTB) keeps the donated rate as well.
