@@ -8,7 +8,7 @@ use std::time::Instant;
 use ::http::{HeaderName, StatusCode, header};
 use bytes::Bytes;
 
-use crate::files::opened::Content;
+use crate::files::opened::{Content, Kept, read_resident};
 use crate::files::{Lookup, Missing, OpenFile};
 use crate::http::head::{Head, Verb, Version};
 use crate::http::multipart::Multipart;
@@ -16,7 +16,7 @@ use crate::http::plan::Plan;
 use crate::http::response::HeadWriter;
 use crate::http::{ALLOWED_METHODS, Rejection, digest};
 use crate::ring::Core;
-use crate::send::assembled::Assembled;
+use crate::send::assembled::{Assembled, closing, plain_head};
 use crate::send::{Representation, Segment, Transfer};
 use crate::site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Unavailable};
 use crate::uring::{self, Socket};
@@ -61,7 +61,7 @@ pub(crate) enum Reply {
     /// The kernel has taken all of the response.
     Sent(Outline),
     /// All of the response is here, to be sent through the ring.
-    Queued(Outline, Rc<Vec<u8>>),
+    Queued(Outline, Bytes),
     /// Ready to be sent.
     Prepared(Prepared),
     /// The file must be waited for.
@@ -231,7 +231,7 @@ fn of_file(core: &Core, head: &Head, wanted: &FileAnswer, file: &Rc<OpenFile>, c
     }
     let representation = Representation::of_file(file, wanted);
     Reply::Prepared(of_representation(core, head, &representation, |range| match &file.content {
-        Content::Memory(body) => Segment::Memory(slice(body, &range)),
+        Content::Memory => Segment::Memory(slice(&file.kept.borrow().buffer.body(), &range)),
         Content::Descriptor(_) => {
             Segment::File { file: Rc::clone(file), position: range.start, end: range.end }
         }
@@ -248,40 +248,84 @@ fn of_plain_file(
 ) -> Reply {
     let size = file.version.size;
     let outline = Outline { status: StatusCode::OK, promised: size, close };
-    let mut kept = file.assembled.borrow_mut();
-    let kept = match &mut *kept {
-        Some(kept) if kept.fits(wanted) => kept,
-        other => other.insert(Assembled::new(file, wanted, &core.clock)),
-    };
     let closes = close != Close::Keep;
-    let closing;
-    let bytes = if closes {
-        closing = Rc::new(kept.closing(&core.clock));
-        &closing
-    } else {
-        kept.current(&core.clock)
-    };
-    let Content::Memory(body) = &file.content else {
-        let frame = Segment::Frame(Bytes::copy_from_slice(bytes));
+    if matches!(file.content, Content::Descriptor(_)) && core.files.is_small(file) {
+        return of_passing_file(core, wanted, file, client, outline);
+    }
+    let mut kept = file.kept.borrow_mut();
+    let Kept { buffer, assembled } = &mut *kept;
+    match assembled {
+        Some(assembled) if assembled.fits(wanted) => assembled.refresh(buffer, &core.clock),
+        other => *other = Some(Assembled::new(file, buffer, wanted, &core.clock)),
+    }
+    if matches!(file.content, Content::Descriptor(_)) {
+        let frame = Segment::Frame(if closes { closing(buffer) } else { buffer.whole() });
         let body = Segment::File { file: Rc::clone(file), position: 0, end: size };
         let transfer = Transfer::new([frame, body]).before_the_end(closes);
         return Reply::Prepared(Prepared { transfer, outline });
-    };
-    if client.busy && !closes {
-        return Reply::Queued(outline, Rc::clone(bytes));
     }
+    if closes {
+        let whole = closing(buffer);
+        return sent_at_once(core, client, outline, &whole, || whole.clone());
+    }
+    if client.busy {
+        return Reply::Queued(outline, buffer.whole());
+    }
+    sent_at_once(core, client, outline, buffer.as_slice(), || buffer.whole())
+}
+
+/// A small file that is not kept: read behind its head and sent from there, without an allocation.
+fn of_passing_file(
+    core: &Core,
+    wanted: &FileAnswer,
+    file: &Rc<OpenFile>,
+    client: &Client<'_>,
+    outline: Outline,
+) -> Reply {
+    let closes = outline.close != Close::Keep;
+    let head = plain_head(file, wanted, &core.clock, closes.then_some("close"));
+    let size = usize::try_from(outline.promised).unwrap_or(usize::MAX);
+    let mut outgoing = core.outgoing.take();
+    if outgoing.len() < head.len() + size {
+        outgoing.resize(head.len() + size, 0);
+    }
+    let whole = &mut outgoing[..head.len() + size];
+    whole[..head.len()].copy_from_slice(&head);
+    let read = read_resident(file, &mut whole[head.len()..]);
+    // What was read may be a later version, or the disk is needed: the transfer deals with both.
+    let reply = if matches!(read, Ok(true)) && file.is_still() {
+        sent_at_once(core, client, outline, whole, || Bytes::copy_from_slice(whole))
+    } else {
+        let body = Segment::File { file: Rc::clone(file), position: 0, end: outline.promised };
+        let transfer = Transfer::new([Segment::Frame(head.into()), body]).before_the_end(closes);
+        Reply::Prepared(Prepared { transfer, outline })
+    };
+    core.outgoing.set(outgoing);
+    reply
+}
+
+/// Sends head and body now; what the socket does not take of them is left to a transfer, and `keep` keeps it so long.
+fn sent_at_once(
+    core: &Core,
+    client: &Client<'_>,
+    outline: Outline,
+    whole: &[u8],
+    keep: impl FnOnce() -> Bytes,
+) -> Reply {
+    let closes = outline.close != Close::Keep;
     // A broken connection is met again, and dealt with, by the transfer.
-    let taken = uring::send(client.socket, bytes, closes).ok().flatten().unwrap_or(0);
-    if taken == bytes.len() {
+    let taken = uring::send(client.socket, whole, closes).ok().flatten().unwrap_or(0);
+    if taken == whole.len() {
         return Reply::Sent(outline);
     }
-    let head_length = bytes.len() - body.len();
+    let head_length = whole.len() - usize::try_from(outline.promised).unwrap_or(usize::MAX).min(whole.len());
     let body_taken = taken.saturating_sub(head_length);
+    let rest = keep();
     let mut segments = VecDeque::with_capacity(2);
     if taken < head_length {
-        segments.push_back(Segment::Frame(Bytes::copy_from_slice(&bytes[taken..head_length])));
+        segments.push_back(Segment::Frame(rest.slice(taken..head_length)));
     }
-    segments.push_back(Segment::Memory(body.slice(body_taken..)));
+    segments.push_back(Segment::Memory(rest.slice(head_length + body_taken..)));
     core.stats.body_bytes.add(body_taken as u64);
     let transfer = Transfer::new(segments).with_sent(body_taken as u64).before_the_end(closes);
     Reply::Prepared(Prepared { transfer, outline })

@@ -87,6 +87,8 @@ pub(crate) struct Core {
     pub(crate) buffers: ReceiveBuffers,
     /// Where bytes are received; borrowed within one turn only.
     pub(crate) scratch: Cell<Vec<u8>>,
+    /// Where a small response is put together that is not kept; borrowed within one response only.
+    pub(crate) outgoing: Cell<Vec<u8>>,
     /// The allocation of the last request's field map.
     pub(crate) spare_headers: Cell<HeaderMap>,
     admission: Arc<Admission>,
@@ -119,6 +121,7 @@ impl Core {
             pipe: DrainPipe::new()?,
             buffers: ReceiveBuffers::default(),
             scratch: Cell::new(vec![0; limits.head_bytes_max + SCRATCH_SLACK_BYTES]),
+            outgoing: Cell::default(),
             spare_headers: Cell::default(),
             admission: Arc::clone(&setup.admission),
             open: Cell::new(0),

@@ -1,8 +1,9 @@
 //! Open files of one ring, bounded by descriptors and bytes, each compared with its path from time to time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::hash::BuildHasher as _;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::opened::{Content, OpenFile, Resident, Version, read_resident};
+use super::buffer::Buffer;
+use super::ghost::Ghost;
+use super::opened::{OpenFile, Version, read_resident, weight};
 use crate::site::{FileAnswer, Root, Unavailable};
 use crate::uring;
 
@@ -50,6 +53,8 @@ pub(crate) struct Missing {
     path: Bytes,
     /// Open already; only its bytes are not in memory.
     opened: Option<(OwnedFd, Version)>,
+    /// Whether it has been asked for lately and deserves a place that others have.
+    returns: bool,
 }
 
 /// The bounds of one ring's share.
@@ -80,6 +85,7 @@ struct Entries {
     by_key: HashMap<Key, usize>,
     slots: Vec<Option<Rc<OpenFile>>>,
     free: Vec<usize>,
+    ghost: Ghost,
     hand: usize,
     descriptors: usize,
     bytes: u64,
@@ -87,7 +93,7 @@ struct Entries {
 
 impl FileCache {
     pub(crate) fn new(limits: CacheLimits) -> Self {
-        Self { limits, entries: RefCell::default() }
+        Self { limits, entries: RefCell::new(Entries::new(&limits)) }
     }
 
     /// Finds a file, opening it when that needs no disk. `now` is in coarse milliseconds.
@@ -98,13 +104,14 @@ impl FileCache {
         }
         match open_now(wanted) {
             Ok(Some(descriptor)) => match Version::of_descriptor(&descriptor, &wanted.root) {
-                Ok(version) => self.admit(wanted, descriptor, version, now),
+                Ok(version) => self.admit(key, wanted, descriptor, version, now),
                 Err(why) => Lookup::Failed(why),
             },
             Ok(None) => Lookup::Cold(Missing {
                 root: Arc::clone(&wanted.root),
                 path: wanted.path.clone(),
                 opened: None,
+                returns: self.entries.borrow_mut().returns(&key),
             }),
             Err(why) => Lookup::Failed(self.after(why)),
         }
@@ -119,7 +126,8 @@ impl FileCache {
         missing: Missing,
         clock: &crate::clock::Clock,
     ) -> Result<Rc<OpenFile>, Unavailable> {
-        let Missing { root, path, opened } = missing;
+        let Missing { root, path, opened, returns } = missing;
+        let key = Key::new(&root, &path);
         let (descriptor, mut version) = match opened {
             Some(opened) => opened,
             None => {
@@ -142,15 +150,20 @@ impl FileCache {
                 (descriptor, version)
             }
         };
-        let content = if self.limits.fits_memory(&version, &root) {
+        let place = self.place(&key, &version, &root, returns);
+        let now = clock.millis();
+        if place == Place::Memory {
             let descriptor = Rc::new(descriptor);
             let mut attempts = 0;
             loop {
                 let length = usize::try_from(version.size).unwrap_or(usize::MAX);
-                let read = uring::read_exact_at(Rc::clone(&descriptor), 0, length).await;
+                let read = uring::read_exact_at(Rc::clone(&descriptor), 0, Buffer::BODY_AT, length).await;
                 let after = Version::of_descriptor(&*descriptor, &root)?;
                 match read {
-                    Ok(body) if after == version => break Content::Memory(body.into()),
+                    Ok(bytes) if after == version => {
+                        let file = OpenFile::in_memory(key, root, version, Buffer::of_body(bytes), now);
+                        return Ok(self.keep(file));
+                    }
                     Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
                         return Err(Unavailable::Io(error));
                     }
@@ -162,15 +175,19 @@ impl FileCache {
                     _ => return Err(Unavailable::Io(io::ErrorKind::ResourceBusy.into())),
                 }
             }
-        } else {
-            Content::Descriptor(descriptor)
-        };
-        Ok(self.keep(&root, &path, version, content, clock.millis()))
+        }
+        let file = OpenFile::behind(key, root, version, descriptor, now);
+        Ok(if place == Place::Table { self.keep(file) } else { Rc::new(file) })
+    }
+
+    /// Whether a file is of those whose bytes are kept when there is room.
+    pub(crate) fn is_small(&self, file: &OpenFile) -> bool {
+        self.limits.fits_memory(&file.version, &file.root)
     }
 
     /// Forgets everything, for want of descriptors.
     pub(crate) fn clear(&self) {
-        *self.entries.borrow_mut() = Entries::default();
+        *self.entries.borrow_mut() = Entries::new(&self.limits);
     }
 
     fn hit(&self, key: &Key, wanted: &FileAnswer, now: u64) -> Option<Rc<OpenFile>> {
@@ -192,46 +209,57 @@ impl FileCache {
         None
     }
 
-    fn admit(&self, wanted: &FileAnswer, descriptor: OwnedFd, version: Version, now: u64) -> Lookup {
-        let (root, path) = (&wanted.root, &wanted.path);
-        if !self.limits.fits_memory(&version, root) {
-            return Lookup::Found(self.keep(root, path, version, Content::Descriptor(descriptor), now));
+    fn admit(
+        &self,
+        key: Key,
+        wanted: &FileAnswer,
+        descriptor: OwnedFd,
+        version: Version,
+        now: u64,
+    ) -> Lookup {
+        let root = Arc::clone(&wanted.root);
+        let returns = self.entries.borrow_mut().returns(&key);
+        match self.place(&key, &version, &root, returns) {
+            Place::Memory => {}
+            Place::Table => {
+                return Lookup::Found(self.keep(OpenFile::behind(key, root, version, descriptor, now)));
+            }
+            Place::None => {
+                return Lookup::Found(Rc::new(OpenFile::behind(key, root, version, descriptor, now)));
+            }
         }
-        match read_resident(&descriptor, version.size) {
-            Ok(Some(body))
-                if Version::of_descriptor(&descriptor, root).is_ok_and(|after| after == version) =>
-            {
-                Lookup::Found(self.keep(root, path, version, Content::Memory(body.into()), now))
+        let mut bytes = vec![0; Buffer::BODY_AT + usize::try_from(version.size).unwrap_or(usize::MAX)];
+        match read_resident(&descriptor, &mut bytes[Buffer::BODY_AT..]) {
+            Ok(true) if Version::of_descriptor(&descriptor, &root).is_ok_and(|after| after == version) => {
+                let file = OpenFile::in_memory(key, root, version, Buffer::of_body(bytes), now);
+                Lookup::Found(self.keep(file))
             }
             Ok(_) => Lookup::Cold(Missing {
-                root: Arc::clone(root),
-                path: path.clone(),
+                root,
+                path: wanted.path.clone(),
                 opened: Some((descriptor, version)),
+                returns,
             }),
             Err(error) => Lookup::Failed(Unavailable::Io(error)),
         }
     }
 
-    fn keep(
-        &self,
-        root: &Arc<Root>,
-        path: &Bytes,
-        version: Version,
-        content: Content,
-        now: u64,
-    ) -> Rc<OpenFile> {
-        let file = Rc::new(OpenFile {
-            key: Key::new(root, path),
-            root: Arc::clone(root),
-            version,
-            content,
-            assembled: RefCell::new(None),
-            checked: Cell::new(now),
-            looked_at: Cell::new(now),
-            used: Cell::new(true),
-            resident: Cell::new(Resident::default()),
-            copies: Cell::new(false),
-        });
+    /// Where a file that was opened belongs: what comes once must not drive out what comes often.
+    fn place(&self, key: &Key, version: &Version, root: &Root, returns: bool) -> Place {
+        let in_memory = self.limits.fits_memory(version, root);
+        let entries = self.entries.borrow();
+        let body = if in_memory { version.size } else { 0 };
+        let fits = entries.bytes + weight(key, body) <= self.limits.memory_bytes_max
+            && (in_memory || entries.descriptors < self.limits.descriptors_max);
+        match (fits || returns, in_memory) {
+            (true, true) => Place::Memory,
+            (true, false) => Place::Table,
+            (false, _) => Place::None,
+        }
+    }
+
+    fn keep(&self, file: OpenFile) -> Rc<OpenFile> {
+        let file = Rc::new(file);
         self.entries.borrow_mut().insert(Rc::clone(&file), &self.limits);
         file
     }
@@ -249,7 +277,27 @@ impl FileCache {
     }
 }
 
+/// What becomes of an open file beyond the response that it was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Its bytes are kept.
+    Memory,
+    /// Its descriptor is kept.
+    Table,
+    /// Nothing is kept.
+    None,
+}
+
 impl Entries {
+    fn new(limits: &CacheLimits) -> Self {
+        Self { ghost: Ghost::new(limits.memory_bytes_max), ..Self::default() }
+    }
+
+    /// Whether a file that isn't kept was asked for before, not long ago.
+    fn returns(&mut self, key: &Key) -> bool {
+        self.ghost.returns(self.by_key.hasher().hash_one(key))
+    }
+
     fn insert(&mut self, file: Rc<OpenFile>, limits: &CacheLimits) {
         self.remove(&file.key);
         self.descriptors += usize::from(file.descriptor().is_some());

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::http::HeaderValue;
 
+use super::buffer::Buffer;
 use super::cache::Key;
 use crate::send::assembled::Assembled;
 use crate::site::{FileAnswer, Root, Unavailable};
@@ -90,8 +91,8 @@ pub(crate) struct OpenFile {
     pub(crate) root: Arc<Root>,
     pub(crate) version: Version,
     pub(crate) content: Content,
-    /// The head of a plain 200, and the body with it when that is in memory.
-    pub(crate) assembled: RefCell<Option<Assembled>>,
+    /// What is in memory of it.
+    pub(crate) kept: RefCell<Kept>,
     /// When the path was last known to lead here, in coarse milliseconds.
     pub(crate) checked: Cell<u64>,
     /// When the open file was last seen to be unchanged, in coarse milliseconds.
@@ -104,11 +105,20 @@ pub(crate) struct OpenFile {
     pub(crate) copies: Cell<bool>,
 }
 
+/// What is in memory of a file.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The head of a plain 200, and the body if that is in memory.
+    pub(crate) buffer: Buffer,
+    /// How the head was made, if it was.
+    pub(crate) assembled: Option<Assembled>,
+}
+
 /// Where the bytes are.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// In memory; the descriptor is closed.
-    Memory(bytes::Bytes),
+    /// In the buffer; the descriptor is closed.
+    Memory,
     /// Behind a descriptor.
     Descriptor(OwnedFd),
 }
@@ -122,11 +132,36 @@ pub(crate) struct Resident {
 }
 
 impl OpenFile {
+    /// A file whose bytes are all in `buffer`. `now` is in coarse milliseconds.
+    pub(crate) fn in_memory(key: Key, root: Arc<Root>, version: Version, buffer: Buffer, now: u64) -> Self {
+        Self::new(key, root, version, Content::Memory, buffer, now)
+    }
+
+    /// A file whose bytes are behind a descriptor. `now` is in coarse milliseconds.
+    pub(crate) fn behind(key: Key, root: Arc<Root>, version: Version, descriptor: OwnedFd, now: u64) -> Self {
+        Self::new(key, root, version, Content::Descriptor(descriptor), Buffer::default(), now)
+    }
+
+    fn new(key: Key, root: Arc<Root>, version: Version, content: Content, buffer: Buffer, now: u64) -> Self {
+        Self {
+            key,
+            root,
+            version,
+            content,
+            kept: RefCell::new(Kept { buffer, assembled: None }),
+            checked: Cell::new(now),
+            looked_at: Cell::new(now),
+            used: Cell::new(true),
+            resident: Cell::new(Resident::default()),
+            copies: Cell::new(false),
+        }
+    }
+
     /// The descriptor; `None` when the bytes are in memory.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.content {
             Content::Descriptor(descriptor) => Some(descriptor.as_fd()),
-            Content::Memory(_) => None,
+            Content::Memory => None,
         }
     }
 
@@ -134,12 +169,18 @@ impl OpenFile {
     ///
     /// A look counts for [`UNCHANGED_TRUSTED_MILLIS`], whoever took it.
     pub(crate) fn is_unchanged(&self, now_millis: u64) -> bool {
-        let Some(descriptor) = self.descriptor() else { return true };
         if self.looked_at.get() + UNCHANGED_TRUSTED_MILLIS > now_millis {
             return true;
         }
         self.looked_at.set(now_millis);
-        Version::of_descriptor(descriptor, &self.root).is_ok_and(|now| now == self.version)
+        self.is_still()
+    }
+
+    /// The same, asked now.
+    pub(crate) fn is_still(&self) -> bool {
+        self.descriptor().is_none_or(|descriptor| {
+            Version::of_descriptor(descriptor, &self.root).is_ok_and(|now| now == self.version)
+        })
     }
 
     /// How far from `position` on the page cache held the file within the last second, if it did at all.
@@ -163,12 +204,7 @@ impl OpenFile {
 
     /// Bytes of memory that keeping it costs, about.
     pub(crate) fn weight(&self) -> u64 {
-        let body = match &self.content {
-            Content::Memory(body) => body.len() as u64,
-            Content::Descriptor(_) => 0,
-        };
-        // The assembled head carries the body a second time.
-        2 * body + self.key.path_length() as u64 + ENTRY_BYTES
+        weight(&self.key, if matches!(self.content, Content::Memory) { self.version.size } else { 0 })
     }
 }
 
@@ -179,17 +215,20 @@ impl AsFd for OpenFile {
     }
 }
 
-/// Reads a small file whole, if it is in the page cache; `None` when the disk is needed.
+/// Bytes of memory that a file costs of which `body` bytes are kept, about.
+pub(crate) fn weight(key: &Key, body: u64) -> u64 {
+    body + key.path_length() as u64 + ENTRY_BYTES
+}
+
+/// Reads a file of `body.len()` bytes whole, if it is in the page cache; `false` when the disk is needed.
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn read_resident(file: impl AsFd, size: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut body = vec![0_u8; usize::try_from(size).unwrap_or(usize::MAX)];
+pub(crate) fn read_resident(file: impl AsFd, body: &mut [u8]) -> io::Result<bool> {
     if body.is_empty() {
-        return Ok(Some(body));
+        return Ok(true);
     }
-    let read = crate::uring::resident(file, 0, &mut body)?;
-    Ok(read.filter(|&count| count == body.len()).map(|_| body))
+    Ok(crate::uring::resident(file, 0, body)? == Some(body.len()))
 }
 
 /// How long a look at an open file's size and times counts.
@@ -198,5 +237,5 @@ const UNCHANGED_TRUSTED_MILLIS: u64 = 10;
 /// How long a look at the page cache counts; pages that were just used are not the first to be evicted.
 const RESIDENT_TRUSTED_MILLIS: u64 = 1_000;
 
-/// Bookkeeping per kept file: the entry, its key, and an assembled head.
+/// Bookkeeping per kept file: the entry, its key, and a head or the room for it.
 const ENTRY_BYTES: u64 = 1_024;

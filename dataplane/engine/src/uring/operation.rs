@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use io_uring::{cqueue, opcode, squeue, types};
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
@@ -126,15 +127,16 @@ pub(crate) fn cancel(socket: Rc<Socket>) {
 /// A whole response on its way; it owns socket and bytes.
 pub(crate) struct Delivery(InFlightOneshot<Delivered, Plain<Delivered>>);
 
-type Delivered = (Rc<Socket>, Rc<Vec<u8>>);
+/// Boxed, since every connection has room for one.
+type Delivered = (Rc<Socket>, Box<Bytes>);
 
 /// Sends all bytes without a call of its own, waiting for a slow client in the kernel.
-pub(crate) fn deliver(socket: Rc<Socket>, bytes: Rc<Vec<u8>>) -> Delivery {
+pub(crate) fn deliver(socket: Rc<Socket>, bytes: Bytes) -> Delivery {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let entry = opcode::Send::new(types::Fd(socket.as_raw_fd()), bytes.as_ptr(), length)
         .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
         .build();
-    Delivery(submit((socket, bytes), entry))
+    Delivery(submit((socket, Box::new(bytes)), entry))
 }
 
 impl Future for Delivery {
@@ -209,23 +211,25 @@ pub(crate) async fn open_beneath<R: AsFd + 'static>(root: Arc<R>, path: CString)
     Ok(unsafe { OwnedFd::from_raw_fd(result?) })
 }
 
-/// Reads exactly `length` bytes at `offset`, waiting for the disk without holding up the ring.
+/// Reads exactly `length` bytes at `offset`, waiting for the disk without holding up the ring; `room` zeros stand
+/// before them.
 ///
 /// # Errors
 /// The kernel's, or `UnexpectedEof` when the file has become shorter.
 pub(crate) async fn read_exact_at<F: AsFd + 'static>(
     file: Rc<F>,
     offset: u64,
+    room: usize,
     length: usize,
 ) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0_u8; length];
-    let mut filled = 0;
+    let mut buffer = vec![0_u8; room + length];
+    let mut filled = room;
     let mut file = file;
-    while filled < length {
+    while filled < buffer.len() {
         let free = &mut buffer[filled..];
         let free_length = u32::try_from(free.len()).unwrap_or(u32::MAX);
         let entry = opcode::Read::new(types::Fd(file.as_fd().as_raw_fd()), free.as_mut_ptr(), free_length)
-            .offset(offset + filled as u64)
+            .offset(offset + (filled - room) as u64)
             .build();
         let (result, (file_back, buffer_back)) = submit((file, buffer), entry).await;
         file = file_back;
@@ -251,7 +255,7 @@ pub(crate) async fn prefetch<F: AsFd + 'static>(file: Rc<F>, offset: u64, length
         .build();
     // Advice that the file system refuses only makes the read below do the work.
     let _ = submit(Rc::clone(&file), advice).await;
-    read_exact_at(file, offset + length.saturating_sub(1), 1).await.map(drop)
+    read_exact_at(file, offset + length.saturating_sub(1), 0, 1).await.map(drop)
 }
 
 /// The local address of a connection.
