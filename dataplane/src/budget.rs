@@ -5,6 +5,7 @@
 //! decisions themselves are `freshet_policy::budget`'s.
 
 pub mod admission;
+pub mod headers;
 pub mod month;
 pub mod pacer;
 pub mod patrol;

@@ -13,7 +13,7 @@ use freshet_engine::{Observer, ResponseRecord};
 use socket2::SockRef;
 
 use crate::budget::Admission;
-use crate::budget::pacer::payload;
+use crate::budget::pacer::full_segments;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::link::SocketObserver;
@@ -62,7 +62,7 @@ impl ConnectionBounds {
 
     /// As the changed configuration says.
     pub fn set(&self, config: &Config) {
-        let ceiling = config.budget.connection_rate.map_or(u64::MAX, |rate| payload(rate).0);
+        let ceiling = config.budget.connection_rate.map_or(u64::MAX, |rate| full_segments(rate).0);
         self.ceiling.store(ceiling, Ordering::Relaxed);
         // What was granted and waits in the kernel is not counted on the wire yet.
         self.unsent_bounded.store(config.budget.month.is_some(), Ordering::Relaxed);

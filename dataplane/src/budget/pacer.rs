@@ -1,7 +1,7 @@
 //! The rate in force, kept in the serving path: the engine asks before each chunk, sync before each read.
 //!
-//! The owner's figure counts bits on the wire, the engine counts payload; the difference is the headers of
-//! full segments. The decision is `freshet_policy::pacing`'s; here is only the clock.
+//! The owner's figure counts bits on the wire, the engine counts payload; what lies between is measured
+//! ([`WireShare`](super::headers::WireShare)). The decision is `freshet_policy::pacing`'s; here is only the clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +12,7 @@ use freshet_engine::{Grant, Pacer, Place};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{self, Pace, SharedPacer, Shares, TokenBucket};
 
+use super::headers::WireShare;
 use crate::sync::ReadPacer;
 
 /// The pacers of one volunteer. Shared by all rings and by sync; never blocks where bytes are taken.
@@ -25,7 +26,17 @@ pub struct DonationPacer {
     /// The same of sync alone.
     sync_stopped_since: AtomicU64,
     /// What is in force; changing it disturbs those who wait for their turn, so it is changed only when it must be.
-    rates: Mutex<Rates>,
+    rates: Mutex<InForce>,
+    /// Payload that was granted to what is sent, ever.
+    granted: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InForce {
+    rates: Rates,
+    /// Bytes on the wire for a byte of payload, of what is sent; what is received comes in full segments.
+    wire_share: f64,
+    wire_share_applied: f64,
 }
 
 /// Rates on the wire and what is guaranteed of them; none for no limit.
@@ -53,7 +64,12 @@ impl DonationPacer {
             receiving: TokenBucket::unlimited(),
             stopped_since: AtomicU64::new(SENDING),
             sync_stopped_since: AtomicU64::new(SENDING),
-            rates: Mutex::new(Rates::NONE),
+            rates: Mutex::new(InForce {
+                rates: Rates::NONE,
+                wire_share: WireShare::FULL_SEGMENTS.ratio(),
+                wire_share_applied: WireShare::FULL_SEGMENTS.ratio(),
+            }),
+            granted: AtomicU64::new(0),
         };
         pacer.set(rates);
         pacer
@@ -62,10 +78,14 @@ impl DonationPacer {
     /// Puts other rates in force, from the next chunk on. A rate that grows by less than a hundredth stays.
     pub fn set(&self, rates: Rates) {
         let now = self.moment(Instant::now());
-        let mut in_force = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if rates.shares != in_force.shares || matters(in_force.sending, rates.sending) {
-            self.sending.set(rates.sending.map(payload), rates.shares, now);
+        let mut guard = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let InForce { rates: in_force, wire_share, wire_share_applied } = &mut *guard;
+        let reshaped = (*wire_share / *wire_share_applied - 1.0).abs() > WIRE_SHARE_MATTERS;
+        if rates.shares != in_force.shares || reshaped || matters(in_force.sending, rates.sending) {
+            let sending = rates.sending.map(|wire| payload(wire, *wire_share));
+            self.sending.set(sending, rates.shares, now);
             (in_force.sending, in_force.shares) = (rates.sending, rates.shares);
+            *wire_share_applied = *wire_share;
         }
         if rates.sending != Some(BytesPerSec(0)) {
             self.stopped_since.store(SENDING, Ordering::Relaxed);
@@ -73,9 +93,19 @@ impl DonationPacer {
             self.stopped_since.store(now.0, Ordering::Relaxed);
         }
         if matters(in_force.receiving, rates.receiving) {
-            self.receiving.set_rate(rates.receiving.map(payload), now);
+            self.receiving.set_rate(rates.receiving.map(full_segments), now);
             in_force.receiving = rates.receiving;
         }
+    }
+
+    /// Payload that was granted to what is sent, since the start, less what was given back.
+    pub fn granted(&self) -> u64 {
+        self.granted.load(Ordering::Relaxed)
+    }
+
+    /// Says what a byte of payload comes to on the wire; it counts from the next [`DonationPacer::set`] on.
+    pub fn set_wire_share(&self, wire_share: f64) {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner).wire_share = wire_share;
     }
 
     /// Keeps sync from sending, so that what is left is for the customers to whom it is promised, or lets it go on.
@@ -104,7 +134,10 @@ impl Pacer for DonationPacer {
         let pace = self.sending.take(class, want, &mut own, self.moment(now));
         *place = Place { end: own.end, bytes: own.bytes };
         match pace {
-            Pace::Bytes(bytes) => Grant::Bytes(bytes),
+            Pace::Bytes(bytes) => {
+                self.granted.fetch_add(bytes, Ordering::Relaxed);
+                Grant::Bytes(bytes)
+            }
             Pace::Wait(wait) => Grant::Wait(wait.max(WAIT_MIN)),
         }
     }
@@ -119,6 +152,7 @@ impl Pacer for DonationPacer {
 
     fn leave(&self, class: u8, place: Place, unused: u64) {
         let place = pacing::Place { end: place.end, bytes: place.bytes };
+        self.granted.fetch_sub(unused, Ordering::Relaxed);
         self.sending.leave(class, place, unused, self.moment(Instant::now()));
     }
 }
@@ -146,14 +180,17 @@ fn matters(from: Option<BytesPerSec>, to: Option<BytesPerSec>) -> bool {
     }
 }
 
-/// Payload that fits into a rate on the wire: full segments of 1448 bytes in frames of 1514.
-pub(crate) fn payload(wire: BytesPerSec) -> BytesPerSec {
-    let scaled = u128::from(wire.0) * SEGMENT_PAYLOAD_BYTES / SEGMENT_WIRE_BYTES;
-    BytesPerSec(u64::try_from(scaled).unwrap_or(u64::MAX))
+/// Payload that fits into a rate on the wire, in full segments.
+pub(crate) fn full_segments(wire: BytesPerSec) -> BytesPerSec {
+    payload(wire, WireShare::FULL_SEGMENTS.ratio())
 }
 
-const SEGMENT_PAYLOAD_BYTES: u128 = 1_448;
-const SEGMENT_WIRE_BYTES: u128 = 1_514;
+fn payload(wire: BytesPerSec, wire_share: f64) -> BytesPerSec {
+    BytesPerSec((wire.0 as f64 / wire_share) as u64)
+}
+
+/// Less of a change of what payload comes to on the wire disturbs nobody.
+const WIRE_SHARE_MATTERS: f64 = 0.001;
 /// No timer is finer than this.
 const WAIT_MIN: Duration = Duration::from_micros(50);
 const SYNC: u8 = Class::Sync.number();
@@ -197,6 +234,16 @@ mod tests {
     }
 
     #[test]
+    fn longer_headers_leave_less_for_payload() {
+        let pacer = DonationPacer::new(sending(Some(10_000_000)));
+        pacer.set_wire_share(2.0);
+        pacer.set(sending(Some(10_000_000)));
+        let payload = sent(&pacer, 10) as f64;
+        assert!((payload / 50e6 - 1.0).abs() < 0.01, "{payload} bytes in 10 s at 10 MB/s");
+        assert!((pacer.granted() as f64 / payload - 1.0).abs() < 0.01);
+    }
+
+    #[test]
     fn a_lifted_limit_is_none() {
         let pacer = DonationPacer::new(sending(Some(1_000_000)));
         assert!(!pacer.unlimited(Class::Delivery.number()));
@@ -209,7 +256,7 @@ mod tests {
     #[test]
     fn a_rate_that_falls_is_in_force_and_one_that_hardly_grows_is_not() {
         let pacer = DonationPacer::new(sending(Some(1_000_000)));
-        let of = |pacer: &DonationPacer| pacer.rates.lock().unwrap().sending.unwrap().0;
+        let of = |pacer: &DonationPacer| pacer.rates.lock().unwrap().rates.sending.unwrap().0;
         for (asked, in_force) in
             [(1_005_000, 1_000_000), (999_999, 999_999), (1_050_000, 1_050_000), (0, 0), (1, 1)]
         {

@@ -17,6 +17,7 @@ use freshet_policy::budget::WallReading;
 use tokio::sync::watch;
 
 use super::admission::Admission;
+use super::headers::WireShare;
 use super::month::Month;
 use super::pacer::DonationPacer;
 use super::steward::{Stand, Steward};
@@ -107,6 +108,7 @@ struct Rounds {
     links_read: Option<Instant>,
     exhausted: bool,
     blind: u32,
+    wire_share: WireShare,
     scribe: Scribe,
 }
 
@@ -127,6 +129,7 @@ impl Rounds {
             links_read: None,
             exhausted: false,
             blind: 0,
+            wire_share: WireShare::FULL_SEGMENTS,
             scribe,
         }
     }
@@ -168,6 +171,9 @@ impl Rounds {
             synchronised: freshet_ebpf::host::clock_is_synchronised(),
         };
         let now = Moment::ZERO + self.origin.elapsed();
+        let wire = [Class::Delivery, Class::Sync].map(|class| reading.class(class).outgoing.bytes);
+        self.wire_share.observe(wire.iter().sum(), self.parts.pacer.granted(), now);
+        self.parts.pacer.set_wire_share(self.wire_share.ratio());
         let stand = self.steward.look(&reading, &self.links, wall, now);
         self.enforce(stand);
         Ok(())
