@@ -74,6 +74,7 @@ impl Host {
             interface: link.interface.clone(),
             v4: IpAddr::V4(addresses.v4),
             v6: addresses.v6,
+            network: addresses.network,
         });
         Ok(())
     }
@@ -86,7 +87,12 @@ impl Host {
     pub fn set_link(&self, interface: &str, up: bool) -> Result<(), Error> {
         let netns = self.state.netns.as_deref().ok_or_else(|| self.gone())?;
         let wanted = if up { "up" } else { "down" };
-        namespace::output("ip", &["-n", netns, "link", "set", interface, wanted]).map(drop)
+        namespace::output("ip", &["-n", netns, "link", "set", interface, wanted])?;
+        let links = lock(&self.state.links);
+        match links.iter().find(|link| link.interface == interface).and_then(|link| link.network.as_ref()) {
+            Some(network) if up => namespace::add_routes(netns, interface, network),
+            _ => Ok(()),
+        }
     }
 
     /// A TCP port on the host's first address that was free a moment ago.
@@ -210,6 +216,7 @@ struct LinkState {
     interface: String,
     v4: IpAddr,
     v6: Ipv6Addr,
+    network: Option<namespace::Network>,
 }
 
 impl HostState {

@@ -2,6 +2,7 @@
 //!
 //! Every device is made inside namespaces of the run (`ip -n`); the root namespace is never touched.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,16 +37,71 @@ pub(crate) fn pids(name: &str) -> Result<Vec<i32>, Error> {
     Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
 }
 
-/// Makes a bridge in the hub for a network.
-pub(crate) fn add_bridge(hub: &str, bridge: &str) -> Result<(), Error> {
+/// A network of hosts: the hub's bridge, and the addresses by which the hub passes packets on between them.
+///
+/// Hosts know the hub and not each other: the kernel's neighbour table is one for all namespaces and holds about a
+/// thousand, fewer than forty hosts that all talk to each other need.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) bridge: String,
+    pub(crate) gateway_v4: Ipv4Addr,
+    pub(crate) gateway_v6: Ipv6Addr,
+    /// Bits of the addresses that all its hosts share.
+    pub(crate) prefix_v4: u8,
+    pub(crate) prefix_v6: u8,
+}
+
+/// Makes the hub's part of a network.
+pub(crate) fn add_network(hub: &str, network: &Network) -> Result<(), Error> {
+    let Network { bridge, gateway_v4, gateway_v6, prefix_v4, prefix_v6 } = network;
     run("ip", &["-n", hub, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0"])?;
+    set(hub, "net/ipv4/ip_forward", "1")?;
+    // It would tell the hosts to talk to each other directly.
+    set(hub, "net/ipv4/conf/all/send_redirects", "0")?;
+    set(hub, &format!("net/ipv4/conf/{bridge}/send_redirects"), "0")?;
+    run("ip", &["-n", hub, "addr", "add", &format!("{gateway_v4}/{prefix_v4}"), "dev", bridge])?;
+    if has_ipv6() {
+        set(hub, "net/ipv6/conf/all/forwarding", "1")?;
+        // It asks for its neighbours by its link-local address, which else may not be used for a second.
+        set(hub, &format!("net/ipv6/conf/{bridge}/accept_dad"), "0")?;
+        run("ip", &["-n", hub, "addr", "add", &format!("{gateway_v6}/{prefix_v6}"), "dev", bridge, "nodad"])?;
+    }
     run("ip", &["-n", hub, "link", "set", bridge, "up"])
+}
+
+/// Tells a host by which interface the hosts of a network are reached; the kernel forgets it when the link is cut.
+pub(crate) fn add_routes(host: &str, interface: &str, network: &Network) -> Result<(), Error> {
+    let Network { gateway_v4, gateway_v6, prefix_v4, prefix_v6, .. } = network;
+    let shared = u32::MAX.checked_shl(u32::from(32 - prefix_v4)).unwrap_or(0);
+    let first = Ipv4Addr::from_bits(gateway_v4.to_bits() & shared);
+    let (via, all) = (gateway_v4.to_string(), format!("{first}/{prefix_v4}"));
+    run("ip", &["-n", host, "route", "replace", &via, "dev", interface])?;
+    run("ip", &["-n", host, "route", "replace", &all, "via", &via, "dev", interface])?;
+    if has_ipv6() {
+        let shared = u128::MAX.checked_shl(u32::from(128 - prefix_v6)).unwrap_or(0);
+        let first = Ipv6Addr::from_bits(gateway_v6.to_bits() & shared);
+        let (via, all) = (gateway_v6.to_string(), format!("{first}/{prefix_v6}"));
+        run("ip", &["-n", host, "-6", "route", "replace", &via, "dev", interface])?;
+        run("ip", &["-n", host, "-6", "route", "replace", &all, "via", &via, "dev", interface])?;
+    }
+    Ok(())
+}
+
+/// Where the kernel has no IPv6 the hosts simply have none.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Sets a parameter of the kernel that a namespace has to itself.
+fn set(netns: &str, parameter: &str, value: &str) -> Result<(), Error> {
+    let script = format!("echo {value} > /proc/sys/{parameter}");
+    run("ip", &["netns", "exec", netns, "sh", "-c", &script])
 }
 
 /// The two ends of a link and the addresses of the host's end.
 pub(crate) struct Wire<'a> {
     pub(crate) hub: &'a str,
-    pub(crate) bridge: &'a str,
+    pub(crate) network: &'a Network,
     pub(crate) port: &'a str,
     pub(crate) host: &'a str,
     pub(crate) v4: &'a str,
@@ -54,16 +110,16 @@ pub(crate) struct Wire<'a> {
 
 /// Lays a veth pair between a host and the hub and limits both directions.
 pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
-    let Wire { hub, bridge, port, host, v4, v6 } = wire;
+    let Wire { hub, network, port, host, v4, v6 } = wire;
     let name = link.interface.as_str();
     run("ip", &["-n", host, "link", "add", name, "type", "veth", "peer", "name", port, "netns", hub])?;
-    run("ip", &["-n", hub, "link", "set", port, "master", bridge, "up"])?;
+    run("ip", &["-n", hub, "link", "set", port, "master", &network.bridge, "up"])?;
     run("ip", &["-n", host, "addr", "add", v4, "dev", name])?;
-    // Where the kernel has no IPv6 the host simply has none.
-    if Path::new("/proc/sys/net/ipv6").exists() {
+    if has_ipv6() {
         run("ip", &["-n", host, "addr", "add", v6, "dev", name, "nodad"])?;
     }
     run("ip", &["-n", host, "link", "set", name, "up"])?;
+    add_routes(host, name, network)?;
     if link.segments {
         // The stack then cuts what it sends into single packets itself, and interface counters count each of them.
         run("ip", &["-n", host, "link", "set", name, "gso_max_segs", "1"])?;

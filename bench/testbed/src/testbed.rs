@@ -189,6 +189,7 @@ pub(crate) struct Inner {
 struct Network {
     name: String,
     links: u16,
+    wires: namespace::Network,
 }
 
 /// The addresses that a new link's end has in its host.
@@ -196,6 +197,8 @@ struct Network {
 pub(crate) struct Addresses {
     pub(crate) v4: Ipv4Addr,
     pub(crate) v6: Ipv6Addr,
+    /// Where it is a namespace's.
+    pub(crate) network: Option<namespace::Network>,
 }
 
 impl Inner {
@@ -203,40 +206,41 @@ impl Inner {
     pub(crate) fn add_link(&self, netns: Option<&str>, link: &Link) -> Result<Addresses, Error> {
         check_name(&link.network, "network", NETWORK_NAME_MAX)?;
         check_name(&link.interface, "interface", INTERFACE_NAME_MAX)?;
+        let full = || Error::Full { what: "networks", max: NETWORKS_MAX };
         let mut networks = lock(&self.networks);
         let index = match networks.iter().position(|network| network.name == link.network) {
             Some(index) => index,
             None if networks.len() >= NETWORKS_MAX => {
-                return Err(Error::Full { what: "networks", max: NETWORKS_MAX });
+                return Err(full());
             }
             None => {
+                let number = networks.len();
+                let wires = wires(u8::try_from(number).map_err(|_| full())?);
                 if netns.is_some() {
-                    namespace::add_bridge(&self.run.namespace(HUB), &bridge(networks.len()))?;
+                    namespace::add_network(&self.run.namespace(HUB), &wires)?;
                 }
-                networks.push(Network { name: link.network.clone(), links: 0 });
-                networks.len() - 1
+                networks.push(Network { name: link.network.clone(), links: 0, wires });
+                number
             }
         };
         networks[index].links += 1;
-        let place = networks[index].links;
-        let network = u8::try_from(index).map_err(|_| Error::Full { what: "networks", max: NETWORKS_MAX })?;
+        let Network { links: place, wires, .. } = &networks[index];
+        let number = u8::try_from(index).map_err(|_| full())?;
         let Some(netns) = netns else {
-            let v4 = loopback_address(self.run.number(), network, place);
-            return Ok(Addresses { v4, v6: Ipv6Addr::LOCALHOST });
+            let v4 = loopback_address(self.run.number(), number, *place);
+            return Ok(Addresses { v4, v6: Ipv6Addr::LOCALHOST, network: None });
         };
-        let [high, low] = place.to_be_bytes();
-        let v4 = Ipv4Addr::new(10, FIRST_NETWORK + network, high, low);
-        let v6 = Ipv6Addr::new(0xfd66, 0, 0, u16::from(network), 0, 0, 0, place);
+        let (v4, v6) = addresses(number, *place);
         let wire = Wire {
             hub: &self.run.namespace(HUB),
-            bridge: &bridge(index),
+            network: wires,
             port: &format!("n{index}p{place}"),
             host: netns,
-            v4: &format!("{v4}/16"),
-            v6: &format!("{v6}/64"),
+            v4: &format!("{v4}/32"),
+            v6: &format!("{v6}/128"),
         };
         namespace::add_link(&wire, link)?;
-        Ok(Addresses { v4, v6 })
+        Ok(Addresses { v4, v6, network: Some(wires.clone()) })
     }
 }
 
@@ -253,8 +257,17 @@ fn choose(run: &Run, loopback: bool) -> Backend {
     }
 }
 
-fn bridge(network: usize) -> String {
-    format!("br{network}")
+/// The hub's part of a network; its addresses are the last of all.
+fn wires(network: u8) -> namespace::Network {
+    let (gateway_v4, gateway_v6) = addresses(network, GATEWAY_PLACE);
+    let bridge = format!("br{network}");
+    namespace::Network { bridge, gateway_v4, gateway_v6, prefix_v4: 16, prefix_v6: 64 }
+}
+
+fn addresses(network: u8, place: u16) -> (Ipv4Addr, Ipv6Addr) {
+    let [high, low] = place.to_be_bytes();
+    let v4 = Ipv4Addr::new(10, FIRST_NETWORK + network, high, low);
+    (v4, Ipv6Addr::new(0xfd66, 0, 0, u16::from(network), 0, 0, 0, place))
 }
 
 /// An address in 127/8 that other runs are unlikely to use, so that the ports of two runs do not meet.
@@ -285,6 +298,7 @@ const NETWORK_NAME_MAX: usize = 20;
 const INTERFACE_NAME_MAX: usize = 15;
 /// Networks are 10.64.0.0/16, 10.65.0.0/16, ...; in namespaces of their own they meet no real ones.
 const FIRST_NETWORK: u8 = 64;
+const GATEWAY_PLACE: u16 = 0xfffe;
 const HUB: &str = "hub";
 
 #[cfg(test)]
