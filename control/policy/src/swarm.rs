@@ -7,6 +7,7 @@ mod picker;
 mod piece_set;
 #[cfg(test)]
 mod simulation;
+mod suspicion;
 
 use freshet_api::Bytes;
 
@@ -14,6 +15,7 @@ pub use self::lease::{ENDGAME_PART, Granted, Joining, Lease, LeaseBook, LeaseTer
 pub use self::origin_rate::OriginRate;
 pub use self::picker::{Picker, PieceOrder, Pull};
 pub use self::piece_set::PieceSet;
+pub use self::suspicion::{Suspicions, accusers_needed};
 
 /// The size of the pieces of a bundle of `size` bytes that `peers` volunteers copy: about fifty pieces
 /// per volunteer, so that nobody waits long for the last, as a power of two within 16 KiB ..= 1 MiB,

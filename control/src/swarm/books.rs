@@ -12,7 +12,7 @@ use freshet_api::swarm::{
 use freshet_api::{Bytes, BytesPerSec, NodeId, SyncKey, SyncToken};
 use freshet_policy::Moment;
 use freshet_policy::draw;
-use freshet_policy::swarm::{Joining, LeaseBook, LeaseTerms, OriginRate, PieceSet};
+use freshet_policy::swarm::{Joining, LeaseBook, LeaseTerms, OriginRate, PieceSet, Suspicions};
 
 use super::shelf::Kept;
 use crate::registry::Registry;
@@ -25,6 +25,8 @@ pub(super) struct Books {
     tracker: Arc<dyn Tracker>,
     books: Mutex<HashMap<BundleId, Arc<Mutex<Book>>>>,
     rate: Mutex<OriginRate>,
+    /// What volunteers say of each other, over all bundles.
+    suspicions: Mutex<Suspicions>,
     origin_copies: f64,
     /// Before it, who was not heard of yet may still come and lack something.
     settled: Moment,
@@ -40,6 +42,8 @@ struct Book {
     heard: BTreeMap<NodeId, Moment>,
     /// Those who left with all that they want.
     done: BTreeSet<NodeId>,
+    /// Members whom nobody is sent to, for what the others say of them.
+    suspected: BTreeSet<NodeId>,
     /// Whether nobody needs it any more, and when that was found out.
     complete: Option<(bool, Moment)>,
     interval: Duration,
@@ -79,6 +83,7 @@ impl Books {
             tracker,
             books: Mutex::default(),
             rate: Mutex::new(OriginRate::new(sync_rate)),
+            suspicions: Mutex::default(),
             origin_copies,
             seed,
         }
@@ -110,6 +115,7 @@ impl Books {
             let unwanted = pieces(&poll.unwanted, kept.bundle.len());
             let spare = spare(&poll, session.as_ref());
             let reachable = session.as_ref().is_some_and(|session| sync_url(session).is_some());
+            book.suspected.remove(&node);
             book.leases.join_as(node, Joining { spare, held, unwanted, reachable });
             book.done.remove(&node);
             book.heard.insert(node, now);
@@ -119,10 +125,11 @@ impl Books {
             book.heard.insert(node, now);
         }
         let complaints = poll.complaints.into_iter().take(COMPLAINTS_MAX);
-        let complaints = complaints
+        let complaints: Vec<Complaint> = complaints
             .filter(|complaint| complaint.peer != node && complaint.piece < kept.bundle.len())
             .filter(|complaint| book.leases.is_member(node) && book.knows(complaint.peer))
             .collect();
+        self.suspect(&mut book, node, &complaints, now);
         if book.leases.is_member(node) {
             let wanted = poll.leases.min(LEASES_MAX as u32);
             for lease in book.leases.grant(node, wanted, now) {
@@ -172,8 +179,31 @@ impl Books {
         lock(&self.rate).read(sent, saturated, now);
     }
 
+    /// Notes complaints, and sends nobody any more to those whom enough others accuse.
+    fn suspect(&self, book: &mut Book, by: NodeId, complaints: &[Complaint], now: Moment) {
+        let mut suspicions = lock(&self.suspicions);
+        complaints.iter().for_each(|complaint| suspicions.accuse(by, complaint.peer, now));
+        if suspicions.is_empty() && book.suspected.is_empty() {
+            return;
+        }
+        let suspects = suspicions.suspects(book.heard.len(), now);
+        drop(suspicions);
+        for &node in suspects.difference(&book.suspected) {
+            if book.leases.is_member(node) {
+                tracing::warn!(%node, bundle = %book.kept.id, "several volunteers say that it sends wrong pieces, which it did not to control: nobody is sent there for now");
+                book.leases.set_reachable(node, false);
+            }
+        }
+        for &node in book.suspected.difference(&suspects) {
+            let session = self.tracker.session(node, now);
+            book.leases.set_reachable(node, session.is_some_and(|session| sync_url(&session).is_some()));
+        }
+        book.suspected = suspects.into_iter().filter(|node| book.leases.is_member(*node)).collect();
+    }
+
     /// `node` is out: banned, removed or lost.
     pub(super) fn expel(&self, node: NodeId) {
+        lock(&self.suspicions).forget(node);
         let books: Vec<Arc<Mutex<Book>>> = lock(&self.books).values().cloned().collect();
         for book in books {
             let mut book = lock(&book);
@@ -235,6 +265,7 @@ impl Books {
                 leases: LeaseBook::new(bundle.len(), terms),
                 heard: BTreeMap::new(),
                 done: BTreeSet::new(),
+                suspected: BTreeSet::new(),
                 complete: None,
                 interval: Duration::try_from_secs_f64(copy / POLLS_PER_COPY)
                     .unwrap_or(INTERVAL_MAX)
@@ -302,6 +333,7 @@ impl Book {
     fn forget(&mut self, node: NodeId) {
         self.leases.leave(node);
         self.heard.remove(&node);
+        self.suspected.remove(&node);
         self.complete = None;
     }
 
@@ -444,6 +476,54 @@ mod tests {
             };
             self.books.poll(NodeId(node), &self.kept, poll, at(now), 1_000).reply
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_sent_to_whom_several_accuse_and_one_slanderer_changes_nothing() {
+        let scene = scene(8).await;
+        for node in 1..=8 {
+            scene.beat(node, 0, 1, 1.0);
+            scene.poll(node, true, Runs::default(), 0, 1.0);
+        }
+        let accuse = |by: u32, accused: &[u32]| {
+            let complaints =
+                accused.iter().map(|&peer| Complaint { peer: NodeId(peer), piece: 1 }).collect::<Vec<_>>();
+            let poll = SwarmPoll {
+                bundle: scene.kept.id,
+                whole: false,
+                have: Runs::default(),
+                unwanted: Runs::default(),
+                leases: 0,
+                spare: None,
+                complaints,
+                leaving: false,
+            };
+            scene.books.poll(NodeId(by), &scene.kept, poll, at(2.0), 1_000).complaints.len()
+        };
+        let named = |to: u32| -> Vec<u32> {
+            let peers = scene.poll(to, false, Runs::default(), 0, 3.0).peers;
+            peers.into_iter().map(|peer| peer.node.0).collect()
+        };
+        scene.poll(8, false, all(), 0, 2.0);
+        assert!(scene.poll(1, false, Runs::default(), 9, 2.0).leases.is_empty(), "a peer has it all");
+        for _ in 0..20 {
+            assert_eq!(accuse(7, &[1, 2, 3, 4, 5, 6, 8]), 7);
+        }
+        assert_eq!(named(7).len(), 7);
+        accuse(1, &[8]);
+        accuse(2, &[8]);
+        assert!(named(1).contains(&8));
+        accuse(3, &[8]);
+        assert!((1..=7).all(|to| !named(to).contains(&8)));
+        let leases = scene.poll(1, false, Runs::default(), 9, 3.0).leases;
+        assert_eq!(leases.len(), 9, "what only the suspect has leaves the origin again");
+        assert_eq!(named(8).len(), 7, "it may still fetch");
+        // It comes back with all that it has, and is still known.
+        scene.poll(8, true, all(), 0, 4.0);
+        assert!(!named(2).contains(&8));
+        scene.books.expel(NodeId(8));
+        scene.poll(8, true, all(), 0, 5.0);
+        assert!(named(2).contains(&8), "after a pardon it is a peer as any other");
     }
 
     fn all() -> Runs {

@@ -69,6 +69,8 @@ struct Running {
 
 struct Listing {
     layouts: Vec<Arc<Layout>>,
+    /// Why they are those that are kept here, if control did not say which there are.
+    unsaid: Option<FetchError>,
 }
 
 impl<T: Tracker> Client<T> {
@@ -246,7 +248,15 @@ impl<T: Tracker> Client<T> {
         let (tracker, mirror, kept) =
             (Arc::clone(&self.tracker), Arc::clone(&self.mirror), self.kept.clone());
         self.listing.spawn(async move {
-            let listed = tracker.bundles().await?;
+            let listed = match tracker.bundles().await {
+                Ok(listed) => listed,
+                // What was being copied before a restart goes on, whether control is there or not.
+                Err(error) if known.is_empty() && !matches!(error, FetchError::Gone { .. }) => {
+                    let layouts = blocking(move || Ok(begun(&mirror, &kept))).await?;
+                    return Ok(Listing { layouts, unsaid: Some(error) });
+                }
+                Err(error) => return Err(error),
+            };
             let mut layouts = Vec::new();
             let newest = listed.bundles.len().saturating_sub(BUNDLES_MAX);
             for bundle in listed.bundles.into_iter().skip(newest) {
@@ -256,29 +266,31 @@ impl<T: Tracker> Client<T> {
                 };
                 layouts.extend(layout);
             }
-            Ok(Listing { layouts })
+            Ok(Listing { layouts, unsaid: None })
         });
     }
 
     /// Takes a list in; whether it may change where something comes from.
     fn listed(&mut self, listed: Result<Listing, FetchError>) -> bool {
         let now = Instant::now();
-        let listing = match listed {
-            Ok(listing) => listing,
-            Err(FetchError::Gone { .. }) => Listing { layouts: Vec::new() },
-            Err(error) => {
-                self.list_failures = self.list_failures.saturating_add(1);
-                self.list_at =
-                    now + self.swarm.options.list_apart.saturating_mul(1 << self.list_failures.min(4));
-                tracing::debug!(%error, "control did not say which bundles are being copied");
-                return false;
-            }
+        let (layouts, unsaid) = match listed {
+            Ok(listing) => (listing.layouts, listing.unsaid),
+            Err(FetchError::Gone { .. }) => (Vec::new(), None),
+            Err(error) => (Vec::new(), Some(error)),
         };
+        if let Some(error) = unsaid {
+            self.list_failures = self.list_failures.saturating_add(1);
+            self.list_at = now + self.swarm.options.list_apart.saturating_mul(1 << self.list_failures.min(4));
+            tracing::debug!(%error, kept = layouts.len(), "control did not say which bundles are being copied");
+            let news = !layouts.is_empty();
+            self.layouts.extend(layouts);
+            return news;
+        }
         self.list_failures = 0;
         self.list_at = now + self.swarm.options.list_apart.mul_f64(0.75 + rand::random::<f64>() / 2.0);
         let ids = |layouts: &[Arc<Layout>]| layouts.iter().map(|layout| layout.id).collect::<HashSet<_>>();
-        let (before, after) = (ids(&self.layouts), ids(&listing.layouts));
-        self.layouts = listing.layouts;
+        let (before, after) = (ids(&self.layouts), ids(&layouts));
+        self.layouts = layouts;
         if before.difference(&after).next().is_some() {
             self.dead.retain(|bundle, _| after.contains(bundle));
         }
@@ -435,6 +447,21 @@ async fn open(
             }
         }
     }
+}
+
+/// The bundles of which something lies on this disk, in no particular order.
+fn begun(mirror: &Mirror, kept: &Kept) -> Vec<Arc<Layout>> {
+    let Ok(entries) = std::fs::read_dir(mirror.swarm_directory()) else { return Vec::new() };
+    let found = entries.flatten().filter_map(|entry| {
+        let id: BundleId = entry.file_name().to_str()?.parse().ok()?;
+        if !entry.path().join(store::BITMAP).exists() {
+            return None;
+        }
+        let layout = decode(id, &std::fs::read(entry.path().join(DESCRIPTION)).ok()?).ok()?;
+        kept.keep(id);
+        Some(layout)
+    });
+    found.take(BUNDLES_MAX).collect()
 }
 
 /// A bundle from this disk, or from control; `None` when it can't be used.

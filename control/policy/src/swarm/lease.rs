@@ -159,7 +159,7 @@ impl LeaseBook {
         }
         // Newcomers begin at the present share, not at zero: otherwise the last to join would be given
         // everything that is left.
-        let spare = joining.spare.0.max(1) as f64;
+        let spare = weight(joining.spare, joining.reachable);
         let granted = (self.granted.leases as f64 * spare / (self.spare_sum() + spare)) as u64;
         let reachable = joining.reachable;
         let member = Member { spare, held, lacks, reachable, granted, open: 0, seen: None, rescues: 0 };
@@ -194,8 +194,30 @@ impl LeaseBook {
     /// `node` now has this much spare uplink.
     pub fn measured(&mut self, node: NodeId, spare: BytesPerSec) {
         if let Some(member) = self.members.get_mut(&node) {
-            member.spare = spare.0.max(1) as f64;
+            member.spare = weight(spare, member.reachable);
         }
+    }
+
+    /// Whether peers can, and should, ask `node` from now on; if not, what it has counts as had by nobody.
+    pub fn set_reachable(&mut self, node: NodeId, reachable: bool) {
+        let Some(member) = self.members.get_mut(&node).filter(|member| member.reachable != reachable) else {
+            return;
+        };
+        member.reachable = reachable;
+        let held: Vec<u32> = member.held.iter().collect();
+        if !reachable {
+            member.spare = weight(BytesPerSec(0), false);
+        }
+        for piece in held {
+            let holders = &mut self.holders[piece as usize];
+            *holders = if reachable { *holders + 1 } else { holders.saturating_sub(1) };
+            if reachable {
+                self.free.remove(piece);
+            } else {
+                self.settle(piece);
+            }
+        }
+        self.moved = true;
     }
 
     /// The origin now gives this much to this bundle.
@@ -490,6 +512,11 @@ impl LeaseBook {
     }
 }
 
+/// What a member's share of the leases goes by: who passes nothing on gets what nobody else asks for.
+fn weight(spare: BytesPerSec, reachable: bool) -> f64 {
+    if reachable { spare.0.max(1) as f64 } else { 1.0 }
+}
+
 /// The part of a bundle that may be leased a second time at the end, at most.
 pub const ENDGAME_PART: f64 = 0.05;
 /// The part of a lease's time after which its holder counts as slow.
@@ -583,6 +610,22 @@ mod tests {
         }
         assert_eq!(had, 10, "everything it had or claimed is leased again");
         assert!(book.is_complete());
+    }
+
+    #[test]
+    fn what_only_somebody_has_whom_nobody_is_sent_to_is_leased_again() {
+        let mut book = book(10, &[100, 100, 100]);
+        book.have(node(1), 0..10);
+        assert_eq!(book.peers(node(2), 5, 1).len(), 2);
+        assert!(book.grant(node(2), 10, Moment::ZERO).is_empty(), "a peer has it all");
+        book.set_reachable(node(1), false);
+        book.set_reachable(node(1), false);
+        assert_eq!(book.peers(node(2), 5, 1), [node(3)]);
+        assert!((0..10).all(|piece| book.holders(piece) == 0));
+        assert!(!book.grant(node(2), 10, Moment::ZERO).is_empty());
+        book.set_reachable(node(1), true);
+        assert!((0..10).all(|piece| book.holders(piece) == 1));
+        assert!(book.grant(node(3), 10, Moment::ZERO).is_empty());
     }
 
     #[test]

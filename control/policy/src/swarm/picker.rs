@@ -85,6 +85,11 @@ impl Picker {
         !self.have.contains(piece) && self.asked.insert(piece)
     }
 
+    /// Whether somebody is asked for `piece`, or it is reserved.
+    pub fn is_asked(&self, piece: u32) -> bool {
+        self.asked.contains(piece)
+    }
+
     /// The reserved `piece` could not be had.
     pub fn failed_elsewhere(&mut self, piece: u32) {
         self.asked.remove(piece);

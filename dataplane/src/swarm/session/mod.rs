@@ -100,6 +100,8 @@ pub(super) struct Session<T> {
     make_at: Instant,
     poll: PollState,
     paused_until: Option<Instant>,
+    /// Why the rest comes from the origin without leases, if it does.
+    alone: Option<Alone>,
     /// Whether the client was told of a trouble that is not over yet.
     troubled: bool,
     progress_at: Instant,
@@ -111,6 +113,17 @@ enum From {
     /// Under a lease that ends then.
     Origin(Instant),
     Peer(NodeId),
+}
+
+/// Why pieces are fetched from the origin without the tracker's leave.
+///
+/// Whole contents would come from there otherwise; so what is durable here need not come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alone {
+    /// Nothing came for long.
+    Stalled,
+    /// The tracker does not copy the bundle any more.
+    Closed,
 }
 
 struct Asked {
@@ -160,6 +173,10 @@ impl<T: Tracker> Session<T> {
         let pieces = layout.pieces();
         let have = parts.barn.store.durable();
         parts.shelf.set(&have);
+        if !have.is_empty() {
+            let here: u64 = have.iter().map(|piece| layout.piece_bytes(piece)).sum();
+            tracing::info!(bundle = %layout.id, here, "goes on with the pieces that are here");
+        }
         let mut session = Self {
             layout,
             reports,
@@ -196,6 +213,7 @@ impl<T: Tracker> Session<T> {
                 leaving: None,
             },
             paused_until: None,
+            alone: None,
             troubled: false,
             progress_at: now,
             parts,
@@ -272,6 +290,12 @@ impl<T: Tracker> Session<T> {
         if self.origin.not_before.is_some_and(|at| at > now) {
             return;
         }
+        if self.alone.is_some() && self.leases.is_empty() {
+            let have = self.picker.have();
+            let missing = have.missing_from(&self.needed).filter(|&piece| !self.picker.is_asked(piece));
+            let open = ORIGIN_REQUESTS_MAX.saturating_sub(self.origin.open);
+            self.leases.extend(missing.take(open).map(|piece| (piece, now + ORIGIN_PATIENCE)));
+        }
         let address = self.parts.origin.borrow().clone();
         let Some(OriginEndpoint { url, token }) = address else { return };
         let mut busy = Vec::new();
@@ -327,7 +351,7 @@ impl<T: Tracker> Session<T> {
     }
 
     fn poll_tracker(&mut self, now: Instant) {
-        if self.poll.under_way {
+        if self.poll.under_way || self.alone == Some(Alone::Closed) {
             return;
         }
         let missing = self.missing();
@@ -452,12 +476,53 @@ impl<T: Tracker> Session<T> {
     }
 
     /// Whether it has stopped getting on, so that its contents are better fetched otherwise.
-    fn stuck(&self, now: Instant) -> Option<End> {
-        let paused = self.paused_until.is_some();
+    fn stuck(&mut self, now: Instant) -> Option<End> {
+        let missing = self.missing();
+        if self.alone == Some(Alone::Closed) && missing == 0 && !self.is_working() {
+            return Some(End::Closed);
+        }
         let stall = self.parts.options.stall;
-        let waiting = self.missing() > 0 && !paused;
-        (waiting && self.progress_at + stall <= now)
-            .then(|| End::Stuck(format!("no piece came within {} s", stall.as_secs())))
+        if missing == 0 || self.paused_until.is_some() || self.progress_at + stall > now {
+            return None;
+        }
+        if self.alone.is_none() && self.has_some(missing) {
+            tracing::warn!(
+                bundle = %self.layout.id, missing, ?stall,
+                "no piece came for long; the rest is fetched from the origin piece by piece"
+            );
+            self.alone = Some(Alone::Stalled);
+            self.progress_at = now;
+            return None;
+        }
+        // While control is away altogether, whole contents would not come either.
+        if self.poll.failures > 0 && self.origin.failures > 0 {
+            return None;
+        }
+        Some(End::Stuck(format!("no piece came within {} s", stall.as_secs())))
+    }
+
+    /// The tracker does not copy the bundle (any more).
+    fn closed(&mut self, now: Instant) -> Option<End> {
+        let missing = self.missing();
+        if missing == 0 || !self.has_some(missing) {
+            return Some(End::Closed);
+        }
+        tracing::info!(bundle = %self.layout.id, missing, "a bundle was closed; the rest is fetched from the origin piece by piece");
+        self.alone = Some(Alone::Closed);
+        self.progress_at = now;
+        None
+    }
+
+    /// Whether pieces are here that would come again with whole contents, when `missing` are not.
+    fn has_some(&self, missing: usize) -> bool {
+        self.needed.count() as usize > missing
+    }
+
+    /// Whether something is on its way from the pieces into the mirror.
+    fn is_working(&self) -> bool {
+        self.making
+            || self.syncing
+            || !(self.unsynced.is_empty() && self.ripe.is_empty() && self.harvesting.is_empty())
     }
 
     fn wake_at(&self, now: Instant) -> Instant {
@@ -466,7 +531,7 @@ impl<T: Tracker> Session<T> {
             return until.min(wake_at);
         }
         let mut earlier = |at: Instant| wake_at = wake_at.min(at);
-        if !self.poll.under_way {
+        if !self.poll.under_way && self.alone != Some(Alone::Closed) {
             earlier(self.poll.at);
             if self.poll.granting && self.leases.is_empty() {
                 earlier(self.poll.last.map_or(now, |last| last + POLLS_APART).max(now + TICK));

@@ -8,7 +8,7 @@ use freshet_api::swarm::{COMPLAINTS_MAX, Complaint, SwarmReply};
 use freshet_policy::swarm::PieceSet;
 use tokio::task::{Id, JoinError};
 
-use super::{End, Fetched, From, Report, Session};
+use super::{Alone, End, Fetched, From, Report, Session};
 use crate::mirror::MirrorError;
 use crate::swarm::fetch::PieceError;
 use crate::swarm::harvest::Harvest;
@@ -186,7 +186,7 @@ impl<T: Tracker> Session<T> {
                         self.poll.reported = told;
                         return self.answered(reply, now);
                     }
-                    Some(Err(FetchError::Gone { .. })) => return Some(End::Closed),
+                    Some(Err(FetchError::Gone { .. })) => return self.closed(now),
                     other => {
                         self.poll.whole |= whole;
                         self.unanswered(other.and_then(Result::err), now);
@@ -274,12 +274,16 @@ impl<T: Tracker> Session<T> {
     }
 
     fn answered(&mut self, reply: SwarmReply, now: Instant) -> Option<End> {
-        self.poll.failures = 0;
+        let was_away = std::mem::take(&mut self.poll.failures) > 0;
+        if was_away && self.alone == Some(Alone::Stalled) {
+            self.alone = None;
+            self.progress_at = now;
+        }
         if let Some(end) = self.poll.leaving.take() {
             return Some(end);
         }
         if reply.closed {
-            return Some(End::Closed);
+            return self.closed(now);
         }
         self.poll.whole |= reply.want_whole;
         self.poll.granting = !reply.leases.is_empty();

@@ -86,3 +86,57 @@ async fn the_others_go_on_when_one_is_killed_for_good() {
     all_complete(&volunteers, sequence).await;
     volunteers.iter().for_each(|volunteer| same(volunteer, &files));
 }
+
+/// A volunteer that has about half of the pieces and was killed.
+async fn half_way(field: &Arc<Field>, files: &[File]) -> (Volunteer, u64) {
+    let bundle = bundled(field, files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(5);
+    let sequence = field.publish(files);
+    let mut volunteer = Volunteer::new(field, 1).await;
+    volunteer.options.stall = Duration::from_millis(500);
+    volunteer.start().await;
+    volunteer.wanted.send_replace(sequence);
+    let half = u64::from(field.bundle_pieces(bundle)) * 16_384 / 2;
+    until("half of it came", || field.origin_bytes() > half).await;
+    volunteer.kill().await;
+    (volunteer, sequence)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_durable_is_not_fetched_again_when_the_tracker_gives_no_leases_any_more() {
+    let field = Field::start().await;
+    let files = sample();
+    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    field.switches.lock().unwrap().no_leases = true;
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    let most = total(&files) + 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_when_the_bundle_is_closed_meanwhile() {
+    let field = Field::start().await;
+    let files = sample();
+    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    field.switches.lock().unwrap().closed = true;
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    let most = total(&files) + 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_when_the_tracker_is_away_at_the_start() {
+    let field = Field::start().await;
+    let files = sample();
+    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    field.switches.lock().unwrap().away = true;
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    let most = total(&files) + 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+}
