@@ -12,6 +12,7 @@ pub mod patrol;
 pub mod steward;
 
 pub use admission::Admission;
+pub use headers::WireShare;
 pub use month::{Month, MonthError};
 pub use pacer::{DonationPacer, Rates};
 pub use patrol::{Outlook, Patrol, PatrolParts};

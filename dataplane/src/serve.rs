@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use freshet_engine::{DirectorySite, Listener, Observer, Pacer, Server, Site};
 
 use crate::access_log;
-use crate::budget::{DonationPacer, Rates};
+use crate::budget::{DonationPacer, Rates, WireShare};
 use crate::cli::ServeOptions;
 use crate::exit::Failure;
 use crate::logging::announce;
@@ -47,7 +47,9 @@ pub fn serve(options: &ServeOptions) -> Result<(), Failure> {
         limits,
         pacer: options.rate.map(|rate| {
             let rates = Rates { sending: Some(rate), ..Rates::NONE };
-            Arc::new(DonationPacer::new(rates)) as Arc<dyn Pacer>
+            // Nothing is counted here, so the headers are those of the address family; both at once have the longer ones.
+            let pacer = DonationPacer::with_wire_share(WireShare::of(&options.listen), rates);
+            Arc::new(pacer) as Arc<dyn Pacer>
         }),
         observer: log.map(|log| log as Arc<dyn Observer>),
     }

@@ -43,8 +43,15 @@ impl Stage {
         Ok(Self { server, customer, dataplane: programs.join("dataplane"), root })
     }
 
-    pub(super) fn measure(&self, rate_mbit: u64, flows: usize, time: Duration) -> anyhow::Result<Result> {
-        let address = SocketAddr::new(self.server.addr()?, self.server.free_port()?);
+    pub(super) fn measure(
+        &self,
+        rate_mbit: u64,
+        flows: usize,
+        ipv6: bool,
+        time: Duration,
+    ) -> anyhow::Result<Result> {
+        let ip = if ipv6 { self.server.addr_v6()?.into() } else { self.server.addr()? };
+        let address = SocketAddr::new(ip, self.server.free_port()?);
         let program = Program::new(&self.dataplane).args(["serve", "--root"]).arg(self.root.path()).args([
             "--listen",
             &address.to_string(),

@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Length of a measurement, seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// Downloads over IPv6 where rates on the wire are measured.
+    #[arg(long)]
+    ipv6: bool,
     /// Leaves the rates on the wire out.
     #[arg(long)]
     no_accuracy: bool,
@@ -68,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
             for &rate in &arguments.rates {
                 for &flows in &arguments.flows {
                     eprintln!("round {round}: {rate} Mbit/s, {flows} downloads");
-                    report.accuracy.push(stage.measure(rate, flows, seconds)?);
+                    report.accuracy.push(stage.measure(rate, flows, arguments.ipv6, seconds)?);
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Headers differ with the address family and the size of segments; heads of responses, redirects, acknowledgements and
 //! what is sent again are granted by nobody and count all the same.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use freshet_policy::Moment;
@@ -25,6 +26,16 @@ struct Span {
 impl WireShare {
     /// Full segments of IPv4, until something was measured.
     pub const FULL_SEGMENTS: Self = Self { ratio: SEGMENT_WIRE_BYTES / SEGMENT_PAYLOAD_BYTES, since: None };
+
+    /// Full segments as clients of these addresses get them; where some come by IPv6, as if all did.
+    pub fn of(locals: &[SocketAddr]) -> Self {
+        let payload = if locals.iter().any(SocketAddr::is_ipv6) {
+            SEGMENT_PAYLOAD_V6_BYTES
+        } else {
+            SEGMENT_PAYLOAD_BYTES
+        };
+        Self { ratio: SEGMENT_WIRE_BYTES / payload, since: None }
+    }
 
     /// Takes in two counts that only grow: what left by the wire, and what was granted of it.
     pub fn observe(&mut self, wire: u64, payload: u64, now: Moment) {
@@ -60,6 +71,8 @@ impl WireShare {
 /// Ethernet, IPv4 and TCP with timestamps.
 const SEGMENT_WIRE_BYTES: f64 = 1_514.0;
 const SEGMENT_PAYLOAD_BYTES: f64 = 1_448.0;
+/// The same with IPv6, whose header is 20 bytes longer.
+const SEGMENT_PAYLOAD_V6_BYTES: f64 = 1_428.0;
 /// Beyond it the difference is no header any more, and less payload would not help.
 const RATIO_MAX: f64 = 3.0;
 const SPAN_MIN: Duration = Duration::from_secs(2);

@@ -56,8 +56,13 @@ impl Rates {
 }
 
 impl DonationPacer {
-    /// At these rates.
+    /// At these rates, in full segments of IPv4.
     pub fn new(rates: Rates) -> Self {
+        Self::with_wire_share(WireShare::FULL_SEGMENTS, rates)
+    }
+
+    /// At these rates, when payload comes to that much on the wire.
+    pub fn with_wire_share(wire_share: WireShare, rates: Rates) -> Self {
         let pacer = Self {
             origin: Instant::now(),
             sending: SharedPacer::unlimited(),
@@ -66,8 +71,8 @@ impl DonationPacer {
             sync_stopped_since: AtomicU64::new(SENDING),
             rates: Mutex::new(InForce {
                 rates: Rates::NONE,
-                wire_share: WireShare::FULL_SEGMENTS.ratio(),
-                wire_share_applied: WireShare::FULL_SEGMENTS.ratio(),
+                wire_share: wire_share.ratio(),
+                wire_share_applied: wire_share.ratio(),
             }),
             granted: AtomicU64::new(0),
         };
