@@ -2,17 +2,26 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod audit;
 mod bearer;
 pub mod catalog;
 pub mod clock;
+pub mod events;
+pub mod flow;
 pub mod front_door;
 pub mod identity;
+mod metrics;
 pub mod observe;
+mod onlooker;
+pub mod operators;
 pub mod private_file;
 pub mod registry;
+pub mod reload;
 pub mod routing;
 pub mod serve;
 pub mod settings;
+mod status;
 pub mod swarm;
 pub mod sync_site;
 pub mod tracker;
+pub mod verify;

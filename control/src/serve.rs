@@ -7,26 +7,34 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use freshet_api::Class;
-use freshet_engine::{Limits, Listener, Root, Running, Server};
+use arc_swap::ArcSwap;
+use freshet_engine::{Inherited, Limits, Listener, Root, Running, Server};
 use freshet_policy::liveness::LivenessTerms;
 use freshet_policy::reservation::{ReservationLedger, ReservationTerms};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api::{Api, ApiServer, Parts, PublicAddresses};
+use crate::api::{Api, ApiServer, Pace, Parts, PublicAddresses, Restart};
+use crate::audit::AuditLog;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
+use crate::events::Events;
+use crate::flow::Flows;
 use crate::front_door::{FrontDoor, FrontDoorOptions};
 use crate::identity::Identity;
 use crate::observe::OriginObserver;
+use crate::onlooker::Onlooker;
+use crate::operators::Operators;
 use crate::private_file;
 use crate::registry::{RedbRegistry, Registry};
+use crate::reload::Reloader;
 use crate::routing::Routing;
 use crate::settings::Settings;
 use crate::swarm::{Swarm, SwarmOptions, SwarmRooms, SyncPacer};
 use crate::sync_site::{SyncCounters, SyncSite};
 use crate::tracker::{MemoryTracker, Tracker};
+use crate::verify::Verifier;
 
 /// A running control.
 #[derive(Debug)]
@@ -35,6 +43,9 @@ pub struct Control {
     catalog: Arc<Catalog>,
     engine: Running,
     api: JoinHandle<()>,
+    status: Option<JoinHandle<()>>,
+    onlooker: JoinHandle<()>,
+    rooms: Arc<Api>,
     routing: JoinHandle<()>,
     swarm: Arc<Swarm>,
     bundling: JoinHandle<()>,
@@ -51,6 +62,9 @@ pub struct Addresses {
     pub sync_listen: SocketAddr,
     /// Bound address of the API.
     pub api: SocketAddr,
+    /// Bound address of the status port, where there is one.
+    #[serde(default)]
+    pub status: Option<SocketAddr>,
     /// The front door as customers reach it.
     pub public_url: String,
     /// The sync port as volunteers reach it.
@@ -65,6 +79,18 @@ impl Control {
     /// # Errors
     /// With what could not be opened or bound.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        Self::start_with(settings, Inherited::default(), Reloader::fixed()).await
+    }
+
+    /// The same, on sockets that were handed over where there are any, and with a way to read the settings again.
+    ///
+    /// # Errors
+    /// With what could not be opened or bound.
+    pub async fn start_with(
+        settings: Settings,
+        mut inherited: Inherited,
+        reloader: Reloader,
+    ) -> anyhow::Result<Self> {
         let state = &settings.state;
         private_file::make_directory(state).with_context(|| format!("cannot make {}", state.display()))?;
         let identity = Identity::load_or_make(state)?;
@@ -115,12 +141,23 @@ impl Control {
             registry.sync_key(),
             Arc::clone(&sync_counters),
         );
-        let engine = start_engine(&settings, &front_door, sync)?;
-        let api_server = ApiServer::bind(settings.api, Arc::clone(&identity.tls))
+        let sockets = Sockets::take(&mut inherited);
+        let restartable = sockets.all();
+        let (engine, api_socket, status_socket) = start_engine(&settings, &front_door, sync, sockets)?;
+        let stats = Arc::new(OnceLock::from(engine.reader()));
+        let api_server = ApiServer::bind(settings.api, api_socket, Some(Arc::clone(&identity.tls)))
             .await
             .with_context(|| format!("cannot listen on {} for the API", settings.api))?;
 
-        let bound = bound_addresses(&settings, &engine, &api_server)?;
+        let status_server = match (settings.status, status_socket) {
+            (None, None) => None,
+            (address, socket) => {
+                let address = address.unwrap_or(settings.api);
+                let bound = ApiServer::bind(address, socket, None).await;
+                Some(bound.with_context(|| format!("cannot listen on {address} for the status page"))?)
+            }
+        };
+        let bound = bound_addresses(&settings, &engine, &api_server, status_server.as_ref())?;
         // Nothing else sets it, so it is unset here.
         let _ = addresses.set(PublicAddresses {
             front_door: bound.public_url.clone(),
@@ -143,23 +180,43 @@ impl Control {
             front_door,
             sync_counters,
             clock,
-            operator_digest: identity.operator_digest,
+            operators: Operators::open(state, identity.operator_digest)?,
+            audit: AuditLog::open(state)
+                .with_context(|| format!("cannot open the audit log in {}", state.display()))?,
+            events: Arc::new(Events::new()),
+            flows: Arc::new(Flows::default()),
+            verifier: Verifier::new(settings.repo.clone())?,
+            engine: stats,
+            restart: Restart { possible: restartable, asked: watch::channel(false).0 },
+            reloader,
             fingerprint: identity.fingerprint,
             addresses,
-            heartbeat: settings.heartbeat,
-            join_lifetime: settings.join_lifetime,
+            pace: Arc::new(ArcSwap::from_pointee(Pace {
+                heartbeat: settings.heartbeat,
+                join_lifetime: settings.join_lifetime,
+            })),
         });
+        for name in inherited.left() {
+            tracing::warn!(name, "a socket was handed over under a name that is not known; it is not used");
+        }
         let ban_routing = Arc::clone(&routing);
-        let (stop, mut stopping) = watch::channel(false);
-        let stopped = async move {
+        let (stop, stopping) = watch::channel(false);
+        let stopped = |mut stopping: watch::Receiver<bool>| async move {
             // An error means that the sender is gone, which is a stop as well.
             let _ = stopping.wait_for(|stop| *stop).await;
         };
+        let status = status_server.map(|server| {
+            let router = crate::status::router(Arc::clone(&api));
+            tokio::spawn(server.run(router, stopped(stopping.clone()), STATUS_GRACE))
+        });
         Ok(Self {
             addresses: bound,
             catalog,
             engine,
-            api: tokio::spawn(api_server.run(api.router(), stopped, API_GRACE)),
+            api: tokio::spawn(api_server.run(Arc::clone(&api).router(), stopped(stopping), API_GRACE)),
+            status,
+            onlooker: tokio::spawn(Onlooker::new(Arc::clone(&api)).run()),
+            rooms: api,
             routing: tokio::spawn(async move { routing.keep_current().await }),
             bundling: tokio::spawn(Arc::clone(&swarm).run(move |_| ban_routing.rebuild())),
             swarm,
@@ -183,6 +240,19 @@ impl Control {
         &self.swarm
     }
 
+    /// Reads the settings again, and says what is in force now and what waits for a restart.
+    ///
+    /// # Errors
+    /// When they can't be read; then everything stays as it was.
+    pub fn reload(&self) -> Result<freshet_api::operator::ReloadView, String> {
+        self.rooms.reload()
+    }
+
+    /// Becomes true when an operator asks for control to be started anew.
+    pub fn restart_asked(&self) -> watch::Receiver<bool> {
+        self.rooms.parts().restart.asked.subscribe()
+    }
+
     /// Takes nothing new, lets what is under way end within the grace time, and closes everything.
     pub async fn stop(self) {
         let _ = self.stop.send(true);
@@ -194,6 +264,10 @@ impl Control {
                 tracing::error!(part, %error, "did not end in order");
             }
         }
+        if let Some(status) = self.status {
+            let _ = status.await;
+        }
+        self.onlooker.abort();
         self.routing.abort();
         let _ = self.routing.await;
         self.catalog.stop();
@@ -236,24 +310,68 @@ fn front_door_options(settings: &Settings, addresses: Arc<OnceLock<PublicAddress
     }
 }
 
-fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite) -> anyhow::Result<Running> {
-    let listener = |address, class: Class, site| Listener {
+/// Sockets that were handed over, by what they are for.
+struct Sockets {
+    front_door: Option<TcpListener>,
+    sync: Option<TcpListener>,
+    api: Option<TcpListener>,
+    status: Option<TcpListener>,
+}
+
+impl Sockets {
+    fn take(inherited: &mut Inherited) -> Self {
+        let mut first = |name| {
+            let mut sockets = inherited.take(name).into_iter();
+            let first = sockets.next();
+            for _ in sockets {
+                tracing::warn!(name, "more than one socket was handed over for this; the first is used");
+            }
+            first
+        };
+        Self {
+            front_door: first("front-door"),
+            sync: first("sync"),
+            api: first("api"),
+            status: first("status"),
+        }
+    }
+
+    /// Whether nothing that others connect to is refused while control is away.
+    fn all(&self) -> bool {
+        self.front_door.is_some() && self.sync.is_some() && self.api.is_some()
+    }
+}
+
+/// The engine, and the sockets that are not its own.
+type Started = (Running, Option<TcpListener>, Option<TcpListener>);
+
+fn start_engine(
+    settings: &Settings,
+    front_door: &Arc<FrontDoor>,
+    sync: SyncSite,
+    sockets: Sockets,
+) -> anyhow::Result<Started> {
+    let listener = |address, inherited, class: Class, site| Listener {
         address,
-        inherited: None,
+        inherited,
         class: class.number(),
         mark: None,
         site,
     };
-    let sync_address = same_port_as_before(settings);
+    let sync_address = match &sockets.sync {
+        Some(_) => settings.sync_listen,
+        None => same_port_as_before(settings),
+    };
     let observer = OriginObserver::new(Arc::clone(front_door.counters()), Arc::clone(sync.counters()));
     let server = Server {
         listeners: vec![
             listener(
                 settings.listen,
+                sockets.front_door,
                 Class::Delivery,
                 Arc::clone(front_door) as Arc<dyn freshet_engine::Site>,
             ),
-            listener(sync_address, Class::Sync, Arc::new(sync)),
+            listener(sync_address, sockets.sync, Class::Sync, Arc::new(sync)),
         ],
         rings: settings.rings,
         limits: Limits {
@@ -266,7 +384,8 @@ fn start_engine(settings: &Settings, front_door: &Arc<FrontDoor>, sync: SyncSite
             .map(|rate| Arc::new(SyncPacer::new(rate)) as Arc<dyn freshet_engine::Pacer>),
         observer: Some(Arc::new(observer)),
     };
-    server.start().context("cannot start the front door and the sync port")
+    let running = server.start().context("cannot start the front door and the sync port")?;
+    Ok((running, sockets.api, sockets.status))
 }
 
 /// The sync address with the port of the last start, where any port will do and that one is free.
@@ -286,7 +405,12 @@ fn last_addresses(state: &Path) -> Option<Addresses> {
     serde_json::from_slice(&std::fs::read(state.join(ADDRESSES_FILE)).ok()?).ok()
 }
 
-fn bound_addresses(settings: &Settings, engine: &Running, api: &ApiServer) -> anyhow::Result<Addresses> {
+fn bound_addresses(
+    settings: &Settings,
+    engine: &Running,
+    api: &ApiServer,
+    status: Option<&ApiServer>,
+) -> anyhow::Result<Addresses> {
     let [listen, sync_listen] = engine.addresses() else {
         anyhow::bail!("expected two bound addresses of the engine, found {:?}", engine.addresses());
     };
@@ -298,6 +422,7 @@ fn bound_addresses(settings: &Settings, engine: &Running, api: &ApiServer) -> an
         listen: *listen,
         sync_listen: *sync_listen,
         api,
+        status: status.map(ApiServer::address).transpose().context("the status port has no address")?,
     })
 }
 
@@ -305,5 +430,7 @@ const REGISTRY_FILE: &str = "control.redb";
 const CATALOG_FILE: &str = "catalog.redb";
 const ADDRESSES_FILE: &str = "addresses.json";
 const API_GRACE: Duration = Duration::from_secs(2);
+/// Who follows the page live is cut off.
+const STATUS_GRACE: Duration = Duration::from_millis(200);
 /// Recent customers that are recognised when they ask again (1 MiB).
 const RESERVATION_CLAIMS: usize = 1 << 16;

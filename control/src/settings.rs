@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use freshet_api::{Bytes, BytesPerSec};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Glob, Patterns};
 use crate::routing::DeliveryTarget;
 
 /// What a flag or the configuration file may say. Keys of the file are the flags' names with `_` for `-`; a
 /// flag wins over the file.
-#[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
     /// Root of the repository to be served; never written to
@@ -30,6 +30,10 @@ pub struct Options {
     /// Where the API (TLS) listens, for volunteers and `ctl` [default: the host of `listen`, port 8443]
     #[arg(long, value_name = "ADDR:PORT")]
     pub api: Option<SocketAddr>,
+    /// Where the status page, /metrics, /healthz and /readyz are served, in plain HTTP and without a key, such as
+    /// 127.0.0.1:8380; put a proxy in front to publish the page [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub status: Option<SocketAddr>,
     /// The front door as customers reach it [default: http:// and `listen`, if that names a host]
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
@@ -109,7 +113,7 @@ pub struct Options {
 }
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people.
@@ -137,6 +141,7 @@ impl Options {
             listen,
             sync_listen,
             api,
+            status,
             public_url,
             api_name,
             sync_url,
@@ -178,6 +183,8 @@ pub struct Settings {
     pub sync_listen: SocketAddr,
     /// API.
     pub api: SocketAddr,
+    /// Status page and metrics; `None` for nowhere.
+    pub status: Option<SocketAddr>,
     /// Front door as customers reach it, without a trailing `/`; `None` follows the bound address.
     pub public_url: Option<String>,
     /// API as it goes into join strings; `None` follows the bound address.
@@ -305,6 +312,7 @@ impl Settings {
                 size => return Err(invalid("spool-max", size.to_string(), "at least 64 MiB")),
             },
             log_format: options.log_format.unwrap_or_default(),
+            status: options.status,
             repo,
             state,
             listen,

@@ -53,6 +53,8 @@ pub struct Agent {
     pub wanted: watch::Sender<u64>,
     /// Where the mirror gets it.
     pub origin: watch::Sender<Option<OriginEndpoint>>,
+    /// When control answered last.
+    pub last_heard: watch::Sender<Option<std::time::Instant>>,
 }
 
 /// What the owner says that control must know.
@@ -179,6 +181,7 @@ impl Agent {
     /// Takes in a reply; how long to wait until the next heartbeat.
     async fn heard(&mut self, heartbeat: &Heartbeat, reply: &HeartbeatReply, pulse: &mut Pulse) -> Duration {
         pulse.heard();
+        self.last_heard.send_replace(Some(std::time::Instant::now()));
         self.mirror.acknowledge(&heartbeat.holdings);
         self.take_terms(reply);
         let origin = OriginEndpoint {

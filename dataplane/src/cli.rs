@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use freshet_api::{BytesPerSec, JoinString};
 
 use crate::access_log::{AccessLogFormat, AccessLogTarget};
@@ -36,6 +37,24 @@ enum Verb {
     /// Remove what a volunteer that was killed left in the kernel: counters, their attachments, its queues
     #[command(after_help = EXIT_STATUS_HELP)]
     Cleanup(CleanupOptions),
+    /// Manual pages, one for each verb, written into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where
+        directory: PathBuf,
+    },
+    /// Take a manifest in as a volunteer does, and print what it costs in time and memory as JSON
+    #[command(hide = true)]
+    Weigh {
+        /// The manifest in its wire form
+        manifest: PathBuf,
+    },
+    /// Completions for a shell, to be sourced
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// `dataplane serve`.
@@ -93,6 +112,10 @@ pub struct JoinOptions {
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
 
+    /// Where the configuration is, or is made [default: dataplane.toml in the state directory]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Written into a new configuration: where to serve customers; may be given more than once
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
@@ -136,6 +159,10 @@ pub struct RunOptions {
     /// Where the mirror's tree is shown, in place of `tree`
     #[arg(long, value_name = "DIR")]
     pub tree: Option<PathBuf>,
+
+    /// Where /metrics, /healthz and /readyz are served, in place of `metrics_listen`
+    #[arg(long, value_name = "ADDR")]
+    pub metrics_listen: Option<SocketAddr>,
 
     /// Interfaces that are counted, in place of `interfaces`
     #[arg(long, value_name = "auto|NAMES")]
@@ -197,11 +224,31 @@ pub fn main() -> ExitCode {
         Verb::Join(options) => crate::join::join(&options),
         Verb::Run(options) => crate::run::run(&options),
         Verb::Cleanup(options) => crate::cleanup::cleanup(&options),
+        Verb::Man { directory } => manual(&directory),
+        Verb::Weigh { manifest } => weigh(&manifest),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut CommandLine::command(), "dataplane", &mut std::io::stdout());
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
+}
+
+fn manual(directory: &std::path::Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(CommandLine::command(), directory))
+        .with_context(|| format!("cannot write into {}", directory.display()))?;
+    Ok(())
+}
+
+fn weigh(manifest: &std::path::Path) -> Result<(), Failure> {
+    let weight = crate::mirror::weigh(|| std::fs::read(manifest))
+        .with_context(|| format!("cannot weigh {}", manifest.display()))?;
+    println!("{}", serde_json::to_string(&weight).context("cannot print")?);
+    Ok(())
 }
 
 fn report(failure: &Failure) -> ExitCode {
@@ -220,8 +267,6 @@ fn rate_text(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -40,6 +40,9 @@ pub struct Config {
     /// What other mirrors are sent to; without it `http://` and that address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync_public_url: Option<PublicUrl>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served, without a key; without it nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Where the mirror's tree is shown; without it `tree` beside the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree: Option<PathBuf>,
@@ -112,6 +115,7 @@ impl Default for Config {
             public_url: None,
             sync_listen: None,
             sync_public_url: None,
+            metrics_listen: None,
             tree: None,
             state: None,
             interfaces: Interfaces::default(),
@@ -240,6 +244,7 @@ impl Config {
             ("listen", self.listen != new.listen),
             ("sync_listen", self.sync_listen != new.sync_listen),
             ("sync_public_url", self.sync_public_url != new.sync_public_url),
+            ("metrics_listen", self.metrics_listen != new.metrics_listen),
             ("tree", self.tree != new.tree),
             ("state", self.state != new.state),
             ("interfaces", self.interfaces != new.interfaces),
@@ -556,6 +561,9 @@ const TEMPLATE_TAIL: &str = "\
 # `listen`. Must be reachable by them, or this mirror only takes.
 #sync_listen = \"[::]:8082\"
 #sync_public_url = \"http://mirror.example.org:8082\"
+
+# Where /metrics, /healthz and /readyz are served for monitoring, in plain HTTP and without a key. Without it nowhere.
+#metrics_listen = \"127.0.0.1:8381\"
 
 # Which part of the repository is kept, when not all of it: patterns of *, ? and ** (across directories), and a volume.
 # Indexes are kept whatever the volume; of the rest the newest files.

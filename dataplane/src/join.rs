@@ -33,7 +33,14 @@ pub fn join(options: &JoinOptions) -> Result<(), Failure> {
         credential.node, credential.name, credential.api
     ));
     write_configuration(options)?;
-    announce(format_args!("next: dataplane run --state {}", options.state.display()));
+    match &options.config {
+        None => announce(format_args!("next: dataplane run --state {}", options.state.display())),
+        Some(config) => announce(format_args!(
+            "next: dataplane run --config {} --state {}",
+            config.display(),
+            options.state.display()
+        )),
+    }
     Ok(())
 }
 
@@ -109,7 +116,7 @@ fn explain(join: &JoinString, error: ControlError) -> Failure {
 
 /// Writes the configuration if there is none.
 fn write_configuration(options: &JoinOptions) -> Result<(), Failure> {
-    let path = options.state.join(config::FILE_NAME);
+    let path = options.config.clone().unwrap_or_else(|| options.state.join(config::FILE_NAME));
     if path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
         announce(format_args!("configuration: {} (kept as it is)", path.display()));
         return Ok(());

@@ -21,6 +21,7 @@ pub mod join;
 pub mod limits;
 pub mod link;
 pub mod logging;
+pub mod metrics;
 pub mod mirror;
 pub mod network;
 pub mod progress;

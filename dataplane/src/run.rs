@@ -1,6 +1,6 @@
 //! `dataplane run`: puts the volunteer's rooms together, starts them, and stops them in order.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use freshet_api::{BytesPerSec, Class};
 use freshet_ebpf::InterfaceChoice;
-use freshet_engine::{Listener, Observer, Observers, Pacer, Running, Server, Site};
+use freshet_engine::{Inherited, Listener, Observer, Observers, Pacer, Running, Server, Site};
+use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -27,6 +28,7 @@ use crate::delivery::{DeliverySite, SharedTerms, Terms};
 use crate::exit::Failure;
 use crate::link::{Dialer, DialerOptions};
 use crate::logging::announce;
+use crate::metrics::{self, Figures};
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::queue::{self, HardLimit};
 use crate::signals::{Ask, Signals};
@@ -39,6 +41,8 @@ use crate::watch::{ClientWatch, ConnectionBounds, DeliveryWatch};
 /// # Errors
 /// See [`crate::exit::EXIT_STATUS_HELP`].
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
+    // Before there are other threads.
+    let inherited = Inherited::from_environment();
     let config = load(options)?;
     if options.check_config {
         let text = config.to_toml().context("cannot show the configuration")?;
@@ -75,7 +79,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         .build()
         .context("cannot start")?;
     let outcome = runtime.block_on(async {
-        let volunteer = Volunteer::start(options, config, credential, counted, hard_limit)?;
+        let volunteer = Volunteer::start(options, config, credential, counted, hard_limit, inherited)?;
         volunteer.until_stopped().await
     });
     // Work that a second signal cut short must not be waited for.
@@ -101,6 +105,7 @@ fn load(options: &RunOptions) -> Result<Config, Failure> {
         config.local_networks.clone_from(&options.local_network);
     }
     config.public_url = public_url.or(config.public_url);
+    config.metrics_listen = options.metrics_listen.or(config.metrics_listen);
     config.tree = tree.or(config.tree);
     config.interfaces = interfaces.unwrap_or(config.interfaces);
     config.donated_rate = donated_rate.or(config.donated_rate);
@@ -147,7 +152,9 @@ impl Volunteer {
         credential: Credential,
         counted: freshet_ebpf::Opened,
         hard_limit: Option<HardLimit>,
+        mut inherited: Inherited,
     ) -> Result<Self, Failure> {
+        let started = Instant::now();
         let state = config.state_directory();
         let limits = config.limits.to_limits().map_err(Failure::configuration)?;
         let signals = Signals::listen().context("cannot listen to signals")?;
@@ -201,9 +208,17 @@ impl Volunteer {
         let mut observers = vec![Arc::new(watch) as Arc<dyn Observer>];
         observers.extend(log.map(|log| log as Arc<dyn Observer>));
         let site: Arc<dyn Site> = Arc::new(site);
-        let listeners = listen_addresses(&config).into_iter().map(|address| Listener {
+        let handed = inherited.take(DELIVERY_SOCKET);
+        let places: Vec<(SocketAddr, Option<TcpListener>)> = if handed.is_empty() {
+            listen_addresses(&config).into_iter().map(|address| (address, None)).collect()
+        } else {
+            // The service manager has said where.
+            let place = |socket: TcpListener| Ok((socket.local_addr()?, Some(socket)));
+            handed.into_iter().map(place).collect::<std::io::Result<_>>().context("cannot use a socket")?
+        };
+        let listeners = places.into_iter().map(|(address, inherited)| Listener {
             address,
-            inherited: None,
+            inherited,
             class: Class::Delivery.number(),
             // Without the right to mark, the port tells the class.
             mark: classes.mark_of(freshet_ebpf::Class::Delivery),
@@ -226,7 +241,14 @@ impl Volunteer {
             .context("cannot count the delivery port")?;
 
         let shelves = Shelves::default();
-        let peers = open_peer_port(&config, first, &credential, &mirror, &shelves, &pacer, &classes)?;
+        let handed = inherited.take(SYNC_SOCKET).into_iter().next();
+        let peers =
+            open_peer_port(&config, (first, handed), &credential, &mirror, &shelves, &pacer, &classes)?;
+        let (last_heard, heard) = watch::channel(None);
+        let metrics_socket = inherited.take(METRICS_SOCKET).into_iter().next();
+        for name in inherited.left() {
+            tracing::warn!(name, "a socket was handed over under a name that is not known; it is not used");
+        }
         let sync_port = peers.as_ref().map(|peers| (peers.address(), config.sync_public_url.clone()));
 
         let client = Clients::new(&credential, classes.clone())?;
@@ -252,10 +274,28 @@ impl Volunteer {
             phase: phase_heard,
             wanted,
             origin,
+            last_heard,
         };
-        let (outlook, measured) = (patrol.outlook(), Spare::default());
+        let mut metrics_address = None;
+        if let Some(address) = config.metrics_listen.or(metrics_socket.as_ref().and_then(|s| s.local_addr().ok())) {
+            let listener = metrics::bind(address, metrics_socket)
+                .with_context(|| format!("cannot listen on {address} for metrics"))?;
+            metrics_address = Some(listener.local_addr().unwrap_or(address));
+            let figures = Figures {
+                counters: Arc::clone(&counters),
+                delivery: delivery.reader(),
+                ledger: Arc::clone(&ledger),
+                outlook: patrol.outlook(),
+                terms: Arc::clone(&terms),
+                mirror: Arc::clone(&mirror),
+                heard,
+                started,
+            };
+            tokio::spawn(metrics::serve(listener, Arc::new(figures)));
+        }
+        let (outlook, measured, counted) = (patrol.outlook(), Spare::default(), Arc::clone(&counters));
         let spare = Arc::new(move || {
-            measured.of(outlook.borrow().offered, counters.read().body_bytes, Instant::now())
+            measured.of(outlook.borrow().offered, counted.read().body_bytes, Instant::now())
         });
         crate::progress::show(&mirror);
         let sync = tokio::spawn(crate::sync::run(
@@ -278,12 +318,16 @@ impl Volunteer {
         let agent = tokio::spawn(agent.run(closed_said));
 
         let addresses = state.join(ADDRESSES);
-        write_addresses(&addresses, &bound, sync_port.as_ref().map(|(address, _)| *address))?;
+        let sync_address = sync_port.as_ref().map(|(address, _)| *address);
+        write_addresses(&addresses, &bound, sync_address, metrics_address)?;
         for address in &bound {
             announce(format_args!("delivery: http://{address}"));
         }
         if let Some((address, _)) = &sync_port {
             announce(format_args!("sync: http://{address}"));
+        }
+        if let Some(address) = metrics_address {
+            announce(format_args!("metrics: http://{address}"));
         }
         tracing::info!(node = %credential.node, name = credential.name, control = credential.api, "volunteering");
         Ok(Self {
@@ -311,9 +355,11 @@ impl Volunteer {
 
     /// Serves until a signal says stop, then stops: no new customers, transfers end, control hears the last counters.
     async fn until_stopped(mut self) -> Result<(), Failure> {
+        tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
         while self.signals.next().await == Ask::Reload {
             self.reload();
         }
+        tell(&[NotifyState::Stopping, NotifyState::Status("waiting for transfers to end")]);
         let Self {
             mut signals,
             delivery,
@@ -415,17 +461,31 @@ impl Volunteer {
     }
 }
 
+/// Tells the service manager, where there is one.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager can't be told");
+    }
+}
+
 /// `addresses.json`: where the daemon listens, for programs that started it with port 0.
 #[derive(Serialize)]
 struct Addresses<'a> {
     delivery: &'a [SocketAddr],
     #[serde(skip_serializing_if = "Option::is_none")]
     sync: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
 }
 
-fn write_addresses(path: &Path, delivery: &[SocketAddr], sync: Option<SocketAddr>) -> Result<(), Failure> {
+fn write_addresses(
+    path: &Path,
+    delivery: &[SocketAddr],
+    sync: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
+) -> Result<(), Failure> {
     let mut text =
-        serde_json::to_vec_pretty(&Addresses { delivery, sync }).context("cannot write the addresses")?;
+        serde_json::to_vec_pretty(&Addresses { delivery, sync, metrics }).context("cannot write the addresses")?;
     text.push(b'\n');
     crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
@@ -500,7 +560,7 @@ fn interfaces(config: &Config) -> InterfaceChoice {
 /// Opens the port for peers. One that the owner did not ask for is done without when it can't be had.
 fn open_peer_port(
     config: &Config,
-    delivery: SocketAddr,
+    (delivery, inherited): (SocketAddr, Option<TcpListener>),
     credential: &Credential,
     mirror: &Arc<Mirror>,
     shelves: &Shelves,
@@ -512,6 +572,7 @@ fn open_peer_port(
     let beside = SocketAddr::new(delivery.ip(), if picked { 0 } else { delivery.port().wrapping_add(1) });
     let opened = PeerPort::open(
         config.sync_listen.unwrap_or(beside),
+        inherited,
         &credential.ticket_key,
         Arc::clone(mirror),
         shelves.clone(),
@@ -557,6 +618,10 @@ impl Clients {
 const WORKERS: usize = 2;
 /// The store's name within a state directory.
 const STORE: &str = "store";
+/// What the sockets are called that a service manager hands over.
+const DELIVERY_SOCKET: &str = "delivery";
+const SYNC_SOCKET: &str = "sync";
+const METRICS_SOCKET: &str = "metrics";
 const LOOPBACK: &str = "lo";
 const ADDRESSES: &str = "addresses.json";
 const SYNC_ENDS_WITHIN: Duration = Duration::from_secs(10);

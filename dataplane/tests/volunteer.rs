@@ -97,13 +97,17 @@ impl Daemon {
     }
 
     fn get(&self, target: &str) -> String {
-        let mut stream = TcpStream::connect(self.delivery).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        write!(stream, "GET {target} HTTP/1.1\r\nHost: v\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        get(self.delivery, target)
     }
+}
+
+fn get(address: SocketAddr, target: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: v\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 impl Drop for Daemon {
@@ -371,4 +375,41 @@ fn the_configuration_is_read_again_on_demand() {
     let before = seen(&control);
     let kept = heartbeat_after(&control, before, "a heartbeat", |_| true);
     assert_eq!(kept.donated_rate, Some(BytesPerSec(10_000_000)), "a mistake changes nothing");
+}
+
+#[test]
+fn monitoring_sees_what_is_so_and_every_name_that_a_dashboard_asks_for() {
+    let control = FakeControl::start();
+    let directory = tempfile::tempdir().unwrap();
+    assert!(join(&control, 1, directory.path()).status.success());
+    let configuration = directory.path().join("dataplane.toml");
+    let text = std::fs::read_to_string(&configuration).unwrap();
+    std::fs::write(&configuration, format!("metrics_listen = '127.0.0.1:0'\n{text}")).unwrap();
+    let Some(daemon) = Daemon::start(directory.path()) else { return };
+    let metrics: SocketAddr = until("its addresses", || {
+        let text = std::fs::read_to_string(directory.path().join("addresses.json")).ok()?;
+        let addresses: serde_json::Value = serde_json::from_str(&text).ok()?;
+        addresses["metrics"].as_str()?.parse().ok()
+    });
+    until("control's first answer", || get(metrics, "/readyz").starts_with("HTTP/1.1 200").then_some(()));
+    assert!(get(metrics, "/healthz").ends_with("up\n"));
+    assert!(get(metrics, "/elsewhere").starts_with("HTTP/1.1 404"));
+    assert!(daemon.get("/metrics").starts_with("HTTP/1.1 40"), "customers see nothing of it");
+    let text = get(metrics, "/metrics");
+    assert!(text.contains("freshet_dataplane_ready 1\n"), "{text}");
+    assert!(text.contains("freshet_dataplane_tickets_refused_total{why=\"missing\"} 1\n"), "{text}");
+    for file in
+        [include_str!("../../control/monitoring/dashboard.json"), include_str!("../../control/monitoring/alerts.yml")]
+    {
+        let words = file.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let names: Vec<&str> = words.filter(|word| word.starts_with("freshet_dataplane_")).collect();
+        assert!(!names.is_empty());
+        for name in names {
+            let kind = match name.strip_suffix("_total") {
+                Some(family) => format!("# TYPE {family} counter\n"),
+                None => format!("# TYPE {name} gauge\n"),
+            };
+            assert!(text.contains(&kind), "{name} is measured nowhere");
+        }
+    }
 }

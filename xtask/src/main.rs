@@ -5,6 +5,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod ebpf;
 mod interrupt;
 mod lint;
@@ -40,6 +41,8 @@ enum Verb {
     Tidy,
     /// Build the release programs and measure them against named peers.
     Bench(bench::Arguments),
+    /// Make Debian packages of origin, volunteer and operator, into `target/debian`.
+    Dist(dist::Arguments),
     /// Build the kernel programs' object that is committed.
     Ebpf {
         /// Write nothing; fail when the sources give another object than the one committed.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(&workspace),
         Verb::Tidy => tidy::run(&workspace),
         Verb::Bench(arguments) => bench::run(&workspace, &arguments),
+        Verb::Dist(arguments) => dist::run(&workspace, &arguments),
         Verb::Ebpf { check } => ebpf::run(workspace.root(), check),
         Verb::Setup => setup::run(),
     });

@@ -8,6 +8,7 @@ use crate::enrol::{Fingerprint, Secret};
 use crate::heartbeat::{BudgetReport, DeliveryCounters, SyncProgress};
 use crate::id::{FileId, NodeId};
 use crate::manifest::RepoPath;
+use crate::operator::{InterfaceRates, Profile};
 use crate::traffic::{CounterSource, InterfaceCounters};
 use crate::units::BytesPerSec;
 
@@ -78,6 +79,12 @@ pub struct NodeView {
     pub delivery: Option<DeliveryCounters>,
     /// Its interfaces, by class.
     pub interfaces: Vec<InterfaceCounters>,
+    /// What passes them just now.
+    #[serde(default)]
+    pub rates: Vec<InterfaceRates>,
+    /// What operators keep about it.
+    #[serde(default)]
+    pub profile: Profile,
     /// Where these counters come from.
     pub source: Option<CounterSource>,
     /// Bytes delivered and synced since it was enrolled.
@@ -100,6 +107,24 @@ pub enum NodeState {
     Lost,
     /// Caught with wrong bytes: no customers, no peers, until an operator pardons it.
     Banned,
+}
+
+impl NodeState {
+    /// All of them, those that take customers first.
+    pub const ALL: [Self; 6] =
+        [Self::Active, Self::Closed, Self::Draining, Self::Lost, Self::Invited, Self::Banned];
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invited => "invited",
+            Self::Active => "active",
+            Self::Closed => "closed",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+            Self::Banned => "banned",
+        }
+    }
 }
 
 /// Bytes of one volunteer since it was enrolled, over all its restarts; on disk before they are acknowledged.

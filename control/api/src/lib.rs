@@ -12,6 +12,8 @@ pub mod glob;
 pub mod heartbeat;
 pub mod id;
 pub mod manifest;
+pub mod metrics;
+pub mod operator;
 pub mod pin;
 pub mod recipe;
 pub mod swarm;

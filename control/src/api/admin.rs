@@ -6,39 +6,19 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::{Path, Query, State};
 use freshet_api::JoinString;
 use freshet_api::admin::{
-    AddNode, ExplainView, Holder, NodeAdded, NodeState, NodeView, PublishView, StatusView, SwarmView,
-    WhereView,
+    AddNode, ExplainView, NodeAdded, NodeView, PublishView, StatusView, SwarmView, WhereView,
 };
 use http::StatusCode;
 use serde::Deserialize;
-use subtle::ConstantTimeEq as _;
 
 use super::Api;
 use super::problem::{Problem, parse};
-use super::volunteer::{bearer, now_secs};
+use super::volunteer::now_secs;
 use crate::identity::fresh_secret;
 use crate::registry::{Invitation, Node, NodeName};
-
-/// Lets nobody through but who knows the operator's token.
-pub(super) async fn only_operators(
-    State(api): State<Arc<Api>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Problem> {
-    let secret = bearer(request.headers())?;
-    if bool::from(secret.digest().ct_eq(&api.parts.operator_digest)) {
-        Ok(next.run(request).await)
-    } else {
-        Err(Problem::unauthorised(
-            "the token is not the operator's; it stands in admin.json in control's state",
-        ))
-    }
-}
 
 pub(super) async fn add(
     State(api): State<Arc<Api>>,
@@ -50,7 +30,7 @@ pub(super) async fn add(
     })?;
     let secret =
         fresh_secret().map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let (now, lifetime) = (now_secs(), api.parts.join_lifetime.as_secs());
+    let (now, lifetime) = (now_secs(), api.parts.pace.load().join_lifetime.as_secs());
     let invitation =
         Invitation { secret_digest: secret.digest(), made: now, expires: now.saturating_add(lifetime) };
     let join = JoinString { api: api.addresses()?.api.clone(), secret, fingerprint: api.parts.fingerprint };
@@ -65,7 +45,7 @@ pub(super) async fn add(
 }
 
 pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Json<Vec<NodeView>> {
-    Json(api.parts.registry.nodes().iter().map(|node| api.node_view(node)).collect())
+    Json(api.node_views())
 }
 
 pub(super) async fn node(
@@ -83,6 +63,7 @@ pub(super) async fn remove(
     let view = api.node_view(&node);
     api.parts.registry.remove(node.id).await?;
     api.parts.tracker.forget(node.id);
+    api.parts.flows.forget(node.id);
     api.parts.swarm.expel(node.id);
     api.parts.reservations.clear(node.id);
     api.parts.routing.rebuild();
@@ -126,26 +107,7 @@ pub(super) async fn holders(
     query: Result<Query<WhereQuery>, QueryRejection>,
 ) -> Result<Json<WhereView>, Problem> {
     let Query(query) = query?;
-    let catalog = api.parts.catalog.load();
-    let entry = catalog.find(query.path.as_bytes()).ok_or_else(|| not_catalogued(&query.path))?;
-    let table = api.parts.routing.load();
-    let holders = table.routes().iter().filter(|route| route.holdings.contains(entry.file.0));
-    Ok(Json(WhereView {
-        path: entry.path.clone(),
-        file: entry.file,
-        size: entry.size,
-        mtime: entry.mtime,
-        blake3: entry.checksums.blake3.to_hex(),
-        sha256: entry.checksums.sha256_hex(),
-        md4: entry.checksums.md4_hex(),
-        holders: holders
-            .map(|route| Holder {
-                node: route.node,
-                name: route.name.as_str().to_owned(),
-                state: route.state,
-            })
-            .collect(),
-    }))
+    api.where_view(&query.path).map(Json).ok_or_else(|| not_catalogued(&query.path))
 }
 
 #[derive(Debug, Deserialize)]
@@ -166,30 +128,7 @@ pub(super) async fn explain(
 }
 
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Json<StatusView> {
-    let states = [
-        NodeState::Active,
-        NodeState::Closed,
-        NodeState::Draining,
-        NodeState::Lost,
-        NodeState::Invited,
-        NodeState::Banned,
-    ];
-    let nodes = api.parts.registry.nodes();
-    let found: Vec<NodeState> = nodes.iter().map(|node| api.node_state(node).0).collect();
-    let count = |state| found.iter().filter(|found| **found == state).count() as u64;
-    Json(StatusView {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        uptime_secs: api.parts.clock.uptime().as_secs(),
-        catalog: api.parts.catalog.view(),
-        nodes: states
-            .into_iter()
-            .map(|state| (state, count(state)))
-            .filter(|(_, count)| *count > 0)
-            .collect(),
-        front_door: api.parts.front_door.counters().view(),
-        sync_port: api.parts.sync_counters.view(),
-        swarm: api.parts.swarm.summary(),
-    })
+    Json(api.status_view())
 }
 
 pub(super) async fn swarm(State(api): State<Arc<Api>>) -> Json<SwarmView> {
@@ -238,7 +177,7 @@ async fn set_draining(
     Ok(Json(api.node_view(&node)))
 }
 
-fn known(api: &Api, node: Result<Path<String>, PathRejection>) -> Result<Arc<Node>, Problem> {
+pub(super) fn known(api: &Api, node: Result<Path<String>, PathRejection>) -> Result<Arc<Node>, Problem> {
     let Path(text) = node?;
     api.parts.registry.nodes().by_name_or_id(&text).cloned().ok_or_else(|| {
         let text: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
@@ -249,7 +188,7 @@ fn known(api: &Api, node: Result<Path<String>, PathRejection>) -> Result<Arc<Nod
     })
 }
 
-fn not_catalogued(path: &str) -> Problem {
+pub(super) fn not_catalogued(path: &str) -> Problem {
     let path: String = path.chars().filter(|c| !c.is_control()).take(200).collect();
     Problem::new(
         StatusCode::NOT_FOUND,

@@ -4,6 +4,7 @@
 
 mod admin;
 mod manifest_cache;
+mod operators;
 mod problem;
 mod server;
 mod swarm;
@@ -13,25 +14,35 @@ mod volunteer;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use freshet_api::enrol::Fingerprint;
 use freshet_api::heartbeat::HOLDINGS_BYTES_MAX;
+use freshet_api::operator::ReloadView;
+use freshet_engine::StatsReader;
 use freshet_policy::reservation::ReservationLedger;
 use tokio::sync::Semaphore;
 
+use crate::audit::AuditLog;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::events::Events;
+use crate::flow::Flows;
 use crate::front_door::FrontDoor;
+use crate::operators::Operators;
 use crate::registry::Registry;
+use crate::reload::Reloader;
 use crate::routing::Routing;
 use crate::swarm::Swarm;
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
+use crate::verify::Verifier;
 use manifest_cache::ManifestCache;
 
+pub use operators::Peer;
 pub use server::{ApiServer, CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 
 /// What the handlers work with.
@@ -40,6 +51,7 @@ pub struct Api {
     parts: Parts,
     manifests: ManifestCache,
     holdings_uploads: Semaphore,
+    verifications: Semaphore,
 }
 
 /// The rooms that the API is the door to.
@@ -62,16 +74,46 @@ pub struct Parts {
     pub sync_counters: Arc<SyncCounters>,
     /// This process's clock.
     pub clock: Clock,
-    /// Digest of the operator's token.
-    pub operator_digest: [u8; 32],
+    /// Who may operate.
+    pub operators: Operators,
+    /// What they changed.
+    pub audit: AuditLog,
+    /// What happened lately.
+    pub events: Arc<Events>,
+    /// What passes volunteers' interfaces.
+    pub flows: Arc<Flows>,
+    /// Asks volunteers as customers do.
+    pub verifier: Verifier,
+    /// The engine's counters; set once it runs.
+    pub engine: Arc<OnceLock<StatsReader>>,
+    /// How control ends to be started anew.
+    pub restart: Restart,
+    /// Reads the settings again.
+    pub reloader: Reloader,
     /// Of the certificate, for join strings.
     pub fingerprint: Fingerprint,
     /// How others reach the three ports; set once they are bound, before the API answers.
     pub addresses: Arc<OnceLock<PublicAddresses>>,
+    /// What may change while control runs.
+    pub pace: Arc<ArcSwap<Pace>>,
+}
+
+/// Settings that a reload puts into force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
     /// Between two heartbeats.
     pub heartbeat: Duration,
     /// How long a join string is good.
     pub join_lifetime: Duration,
+}
+
+/// How control ends to be started anew.
+#[derive(Clone, Debug)]
+pub struct Restart {
+    /// Whether something starts it again on the same sockets, so that no connection is refused meanwhile.
+    pub possible: bool,
+    /// Becomes true when an operator asks for it.
+    pub asked: tokio::sync::watch::Sender<bool>,
 }
 
 /// How others reach control.
@@ -92,6 +134,7 @@ impl Api {
             parts,
             manifests: ManifestCache::default(),
             holdings_uploads: Semaphore::new(HOLDINGS_UPLOADS_MAX),
+            verifications: Semaphore::new(VERIFICATIONS_MAX),
         })
     }
 
@@ -115,6 +158,16 @@ impl Api {
             .route("/v1/admin/nodes/{node}/drain", post(admin::drain))
             .route("/v1/admin/nodes/{node}/resume", post(admin::resume))
             .route("/v1/admin/nodes/{node}/pardon", post(admin::pardon))
+            .route("/v1/admin/nodes/{node}/edit", post(operators::edit))
+            .route("/v1/admin/nodes/{node}/verify", post(operators::verify))
+            .route("/v1/admin/keys", get(operators::keys).post(operators::add_key))
+            .route("/v1/admin/keys/{name}", delete(operators::revoke_key))
+            .route("/v1/admin/audit", get(operators::audit))
+            .route("/v1/admin/events", get(operators::events))
+            .route("/v1/admin/files", get(operators::files))
+            .route("/v1/admin/reload", post(operators::reload))
+            .route("/v1/admin/upgrade", post(operators::upgrade))
+            .route("/v1/admin/metrics", get(operators::metrics))
             .route("/v1/admin/where", get(admin::holders))
             .route("/v1/admin/explain", get(admin::explain))
             .route("/v1/admin/status", get(admin::status))
@@ -122,7 +175,7 @@ impl Api {
             .route("/v1/admin/publish", post(admin::publish))
             .route("/v1/admin/publish/{walk}", get(admin::published))
             .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
-            .layer(middleware::from_fn_with_state(Arc::clone(&self), admin::only_operators));
+            .layer(middleware::from_fn_with_state(Arc::clone(&self), operators::only_operators));
         Router::new()
             .merge(volunteers)
             .merge(polls)
@@ -132,6 +185,32 @@ impl Api {
             .method_not_allowed_fallback(problem::no_such_method)
             .layer(middleware::from_fn(problem::in_time))
             .with_state(self)
+    }
+
+    /// The rooms that this is the door to.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Whether customers can be answered for every path of the repository.
+    ///
+    /// # Errors
+    /// Why not yet.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if self.parts.catalog.first_scan_done() {
+            return Ok(());
+        }
+        Err(format!("the repository is being read; {} files are still to hash", self.parts.catalog.view().pending))
+    }
+
+    /// Reads the settings again and puts into force what a running control can change.
+    pub(crate) fn reload(&self) -> Result<ReloadView, String> {
+        let (view, settings) = self.parts.reloader.reload()?;
+        self.parts.pace.store(Arc::new(Pace {
+            heartbeat: settings.heartbeat,
+            join_lifetime: settings.join_lifetime,
+        }));
+        Ok(view)
     }
 
     /// How others reach control.
@@ -153,3 +232,5 @@ const POLL_BYTES_MAX: usize = 2 << 20;
 const ADMIN_BYTES_MAX: usize = 16 << 10;
 /// Bitmaps that are read at the same time at most; the others wait.
 const HOLDINGS_UPLOADS_MAX: usize = 4;
+/// Volunteers that operators have asked for ranges at the same time at most; the others wait.
+const VERIFICATIONS_MAX: usize = 4;

@@ -1,32 +1,48 @@
-//! Accepting connections for the API: TLS, limits and timeouts. What is answered is the router's business.
+//! Accepting connections for the API and the status port: TLS, limits and timeouts. What is answered is the router's business.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::extract::Extension;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+
+use super::Peer;
 
 /// A bound API port.
 #[derive(Debug)]
 pub struct ApiServer {
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl ApiServer {
-    /// Binds the port; connections wait in the kernel until [`ApiServer::run`].
+    /// Binds the port, or takes over one that is bound; connections wait in the kernel until [`ApiServer::run`]. Without
+    /// `tls` it speaks plain HTTP.
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn bind(address: SocketAddr, tls: Arc<rustls::ServerConfig>) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, tls })
+    pub async fn bind(
+        address: SocketAddr,
+        inherited: Option<std::net::TcpListener>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> std::io::Result<Self> {
+        let listener = match inherited {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                TcpListener::from_std(socket)?
+            }
+            None => TcpListener::bind(address).await?,
+        };
+        Ok(Self { listener, tls })
     }
 
     /// The bound address.
@@ -39,7 +55,7 @@ impl ApiServer {
 
     /// Serves until `stop` resolves; then lets answers under way end for at most `grace`.
     pub async fn run(self, router: Router, stop: impl Future<Output = ()>, grace: Duration) {
-        let acceptor = TlsAcceptor::from(self.tls);
+        let acceptor = self.tls.map(TlsAcceptor::from);
         let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let addresses = Arc::new(Addresses::default());
         let graceful = GracefulShutdown::new();
@@ -51,7 +67,8 @@ impl ApiServer {
             };
             let Some((stream, peer, permit)) = accepted else { continue };
             let Some(seat) = addresses.take(peer.ip().to_canonical()) else { continue };
-            let (acceptor, router, watcher) = (acceptor.clone(), router.clone(), graceful.watcher());
+            let router = router.clone().layer(Extension(Peer(peer.ip())));
+            let (acceptor, watcher) = (acceptor.clone(), graceful.watcher());
             tokio::spawn(async move {
                 let _kept_open = (permit, seat);
                 if let Err(reason) = converse(stream, acceptor, router, watcher).await {
@@ -84,7 +101,7 @@ async fn accept(listener: &TcpListener, open: &Arc<Semaphore>) -> Option<Accepte
 
 async fn converse(
     stream: TcpStream,
-    acceptor: TlsAcceptor,
+    acceptor: Option<TlsAcceptor>,
     router: Router,
     watcher: Watcher,
 ) -> Result<(), String> {
@@ -93,10 +110,19 @@ async fn converse(
     socket2::SockRef::from(&stream)
         .set_tcp_user_timeout(Some(SEND_TIMEOUT))
         .map_err(|error| error.to_string())?;
+    let Some(acceptor) = acceptor else { return answer(stream, router, watcher).await };
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await
         .map_err(|_| "no TLS handshake in time".to_owned())?
         .map_err(|error| format!("TLS: {error}"))?;
+    answer(stream, router, watcher).await
+}
+
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    watcher: Watcher,
+) -> Result<(), String> {
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,13 +1,13 @@
-//! Volunteers as operators see them. Reads, changes nothing.
+//! Control as operators see it: volunteers, files, the whole in figures. Reads, changes nothing.
 
-use freshet_api::admin::{NodeState, NodeView};
+use freshet_api::admin::{Holder, NodeState, NodeView, StatusView, WhereView};
 
 use super::Api;
 use crate::registry::Node;
 
 impl Api {
     /// Everything that is known of one volunteer.
-    pub(super) fn node_view(&self, node: &Node) -> NodeView {
+    pub(crate) fn node_view(&self, node: &Node) -> NodeView {
         let now = self.parts.clock.now();
         let session = self.parts.tracker.session(node.id, now);
         let (state, reason) = self.node_state(node);
@@ -30,13 +30,61 @@ impl Api {
             sync: heartbeat.map(|heartbeat| heartbeat.sync.clone()),
             delivery: heartbeat.map(|heartbeat| heartbeat.delivery),
             interfaces: heartbeat.map(|heartbeat| heartbeat.interfaces.clone()).unwrap_or_default(),
+            rates: self.parts.flows.of(node.id, now),
+            profile: node.profile.as_ref().clone(),
             source: heartbeat.map(|heartbeat| heartbeat.source.clone()),
             ledger: self.parts.registry.ledger(node.id),
         }
     }
 
+    /// Every volunteer, in the order of their numbers.
+    pub(crate) fn node_views(&self) -> Vec<NodeView> {
+        self.parts.registry.nodes().iter().map(|node| self.node_view(node)).collect()
+    }
+
+    /// The whole in figures.
+    pub(crate) fn status_view(&self) -> StatusView {
+        let nodes = self.parts.registry.nodes();
+        let found: Vec<NodeState> = nodes.iter().map(|node| self.node_state(node).0).collect();
+        let count = |state| found.iter().filter(|found| **found == state).count() as u64;
+        let counted = NodeState::ALL.into_iter().map(|state| (state, count(state)));
+        StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_secs: self.parts.clock.uptime().as_secs(),
+            catalog: self.parts.catalog.view(),
+            nodes: counted.filter(|(_, count)| *count > 0).collect(),
+            front_door: self.parts.front_door.counters().view(),
+            sync_port: self.parts.sync_counters.view(),
+            swarm: self.parts.swarm.summary(),
+        }
+    }
+
+    /// Who holds a path; `None` when it is not in the catalogue.
+    pub(crate) fn where_view(&self, path: &str) -> Option<WhereView> {
+        let catalog = self.parts.catalog.load();
+        let entry = catalog.find(path.as_bytes())?;
+        let table = self.parts.routing.load();
+        let holders = table.routes().iter().filter(|route| route.holdings.contains(entry.file.0));
+        Some(WhereView {
+            path: entry.path.to_repo_path(),
+            file: entry.file,
+            size: entry.size,
+            mtime: entry.mtime,
+            blake3: entry.checksums.blake3.to_hex(),
+            sha256: entry.checksums.sha256_hex(),
+            md4: entry.checksums.md4_hex(),
+            holders: holders
+                .map(|route| Holder {
+                    node: route.node,
+                    name: route.name.as_str().to_owned(),
+                    state: route.state,
+                })
+                .collect(),
+        })
+    }
+
     /// Where a volunteer stands, and why it gets no customers.
-    pub(super) fn node_state(&self, node: &Node) -> (NodeState, Option<String>) {
+    pub(crate) fn node_state(&self, node: &Node) -> (NodeState, Option<String>) {
         if node.membership.is_none() {
             return (NodeState::Invited, Some("nobody has joined with its join string yet".to_owned()));
         }

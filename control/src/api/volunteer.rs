@@ -68,6 +68,7 @@ pub(super) async fn heartbeat(
         parts.reservations.confirm(node.id, report, now);
         if let Some(session) = parts.tracker.session(node.id, now) {
             parts.reservations.observe(node.id, session.pace(), now);
+            parts.flows.saw(node.id, boot, &session.heartbeat.interfaces, now);
         }
         parts.routing.touch();
     }
@@ -77,7 +78,7 @@ pub(super) async fn heartbeat(
     let expires = u32::try_from(now_secs() + SYNC_TOKEN_SECS).unwrap_or(u32::MAX);
     let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);
     Ok(Json(HeartbeatReply {
-        interval_ms: u64::try_from(parts.heartbeat.as_millis()).unwrap_or(u64::MAX),
+        interval_ms: u64::try_from(parts.pace.load().heartbeat.as_millis()).unwrap_or(u64::MAX),
         manifest_sequence: parts.swarm.release().load().sequence,
         front_door: addresses.front_door.clone(),
         origin_sync_url: addresses.sync.clone(),

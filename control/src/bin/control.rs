@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use freshet_control::reload::Reloader;
 use freshet_control::serve::{Addresses, Control};
 use freshet_control::settings::{LogFormat, Options, Settings};
+use freshet_engine::Inherited;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -24,6 +27,24 @@ struct Arguments {
 enum Command {
     /// Serve a repository: customers are redirected to volunteers, or served
     Serve(Serve),
+    /// Manual pages, one for each verb, written into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where
+        directory: PathBuf,
+    },
+    /// Catalogue a manifest's files in memory, and print what that costs in time and memory as JSON
+    #[command(hide = true)]
+    Weigh {
+        /// The manifest in its wire form
+        manifest: PathBuf,
+    },
+    /// Completions for a shell, to be sourced
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,9 +60,20 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(serve) = Arguments::parse().command;
-    let settings = match settings(&serve) {
-        Ok(settings) => settings,
+    let serve = match Arguments::parse().command {
+        Command::Serve(serve) => serve,
+        Command::Man { directory } => return manual(&directory),
+        Command::Weigh { manifest } => return weigh(&manifest),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "control", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    // Before there are other threads.
+    let inherited = Inherited::from_environment();
+    let checked = options(&serve).and_then(|options| Ok((Settings::check(options.clone())?, options)));
+    let (settings, options) = match checked {
+        Ok(checked) => checked,
         Err(error) => {
             eprintln!("control: {error:#}");
             return ExitCode::from(EXIT_CONFIGURATION);
@@ -52,7 +84,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     start_log(settings.log_format);
-    match run(settings) {
+    let reloader = Reloader::new(&options, move || self::options(&serve));
+    match run(settings, inherited, reloader) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -61,7 +94,35 @@ fn main() -> ExitCode {
     }
 }
 
-fn settings(serve: &Serve) -> anyhow::Result<Settings> {
+fn manual(directory: &std::path::Path) -> ExitCode {
+    let command = Arguments::command().name("control");
+    let written = std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(command, directory));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("control: cannot write into {}: {error}", directory.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn weigh(manifest: &std::path::Path) -> ExitCode {
+    let weighed = freshet_control::catalog::weigh(|| std::fs::read(manifest))
+        .and_then(|weight| Ok(serde_json::to_string(&weight)?));
+    match weighed {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("control: cannot weigh {}: {error}", manifest.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The flags over what the file says now.
+fn options(serve: &Serve) -> anyhow::Result<Options> {
     let file = match &serve.config {
         Some(path) => {
             let text = std::fs::read_to_string(path)
@@ -70,7 +131,7 @@ fn settings(serve: &Serve) -> anyhow::Result<Settings> {
         }
         None => Options::default(),
     };
-    Ok(Settings::check(serve.options.clone().over(file))?)
+    Ok(serve.options.clone().over(file))
 }
 
 fn start_log(format: LogFormat) {
@@ -82,7 +143,7 @@ fn start_log(format: LogFormat) {
     }
 }
 
-fn run(settings: Settings) -> anyhow::Result<()> {
+fn run(settings: Settings, inherited: Inherited, reloader: Reloader) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(API_THREADS)
         .thread_name("api")
@@ -92,7 +153,8 @@ fn run(settings: Settings) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let control = Control::start(settings).await?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let control = Control::start_with(settings, inherited, reloader).await?;
         let addresses = control.addresses();
         tracing::info!(
             public_url = addresses.public_url,
@@ -101,14 +163,35 @@ fn run(settings: Settings) -> anyhow::Result<()> {
             "serving"
         );
         announce(addresses)?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        tell(&[NotifyState::Ready, NotifyState::Status(&format!("serving {}", addresses.public_url))]);
+        let mut restart = control.restart_asked();
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = restart.wait_for(|asked| *asked) => {
+                    tracing::info!("asked to be started anew");
+                    break;
+                }
+                _ = hang_up.recv() => {
+                    if let Err(why) = control.reload() {
+                        tracing::error!("{why}");
+                    }
+                }
+            }
         }
         tracing::info!("stopping");
+        tell(&[NotifyState::Stopping]);
         control.stop().await;
         Ok(())
     })
+}
+
+/// Tells the service manager, where there is one.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager can't be told");
+    }
 }
 
 /// Tells on standard output where control listens, one port a line; whoever waits for it waits for `ready`.
@@ -117,6 +200,9 @@ fn announce(addresses: &Addresses) -> anyhow::Result<()> {
     writeln!(out, "front door: http://{}", addresses.listen)?;
     writeln!(out, "api: https://{}", addresses.api)?;
     writeln!(out, "sync: http://{}", addresses.sync_listen)?;
+    if let Some(status) = addresses.status {
+        writeln!(out, "status: http://{status}")?;
+    }
     writeln!(out, "ready")?;
     out.flush().context("cannot write to standard output")
 }

@@ -31,7 +31,7 @@ pub(super) fn duplicates(
 }
 
 /// A path (or a segment) as a URL holds it; `/` stays.
-pub(super) fn encode_path(path: &str) -> String {
+pub(crate) fn encode_path(path: &str) -> String {
     utf8_percent_encode(path, PATH).to_string()
 }
 

@@ -35,6 +35,7 @@ use companion::Companion;
 use recent::Recent;
 
 pub use counters::FrontDoorCounters;
+pub(crate) use fields::encode_path;
 
 /// How the front door behaves.
 #[derive(Clone, Debug)]

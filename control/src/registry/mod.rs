@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use freshet_api::admin::LedgerView;
+use freshet_api::operator::Profile;
 use freshet_api::traffic::InterfaceCounters;
 use freshet_api::{NodeId, SyncKey, TicketKey};
 
@@ -48,6 +49,9 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Lifts a ban.
     fn pardon(&self, node: NodeId) -> Pending<Arc<Node>>;
+
+    /// Gives a volunteer another name, or keeps something else about it.
+    fn edit(&self, node: NodeId, name: Option<NodeName>, profile: Profile) -> Pending<Arc<Node>>;
 
     /// Forgets a volunteer; its number is never given again.
     fn remove(&self, node: NodeId) -> Pending<Arc<Node>>;

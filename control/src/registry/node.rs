@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use freshet_api::enrol::Secret;
+use freshet_api::operator::Profile;
 use freshet_api::{NodeId, TicketKey};
 use freshet_policy::trust::{Evidence, Subject};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ pub struct Node {
     /// Why it may take no part, if it was caught; kept in a table of its own.
     #[serde(skip)]
     pub ban: Option<Arc<Ban>>,
+    /// What operators keep about it; in a table of its own.
+    #[serde(skip)]
+    pub profile: Arc<Profile>,
 }
 
 /// A volunteer was caught with wrong bytes.
@@ -160,6 +164,16 @@ impl Nodes {
         self.by_id.values()
     }
 
+    /// The largest number of any.
+    pub fn last_id(&self) -> Option<NodeId> {
+        self.by_id.last_key_value().map(|(&id, _)| id)
+    }
+
+    /// Those with these numbers, in their order.
+    pub fn range(&self, ids: std::ops::RangeInclusive<NodeId>) -> impl Iterator<Item = &Arc<Node>> {
+        self.by_id.range(ids).map(|(_, node)| node)
+    }
+
     /// By number.
     pub fn by_id(&self, id: NodeId) -> Option<&Arc<Node>> {
         self.by_id.get(&id)
@@ -244,6 +258,7 @@ mod tests {
             }),
             draining: false,
             ban: None,
+            profile: Arc::default(),
         };
         let mut nodes = Nodes::default();
         nodes.put(Arc::new(node.clone()));

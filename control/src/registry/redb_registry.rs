@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 use freshet_api::admin::LedgerView;
+use freshet_api::operator::Profile;
 use freshet_api::{NodeId, SyncKey};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::Serialize;
@@ -107,6 +108,10 @@ impl Registry for RedbRegistry {
         self.ask_node(NodeChange::Ban { node, ban: None })
     }
 
+    fn edit(&self, node: NodeId, name: Option<NodeName>, profile: Profile) -> Pending<Arc<Node>> {
+        self.ask_node(NodeChange::Edit { node, name, profile })
+    }
+
     fn remove(&self, node: NodeId) -> Pending<Arc<Node>> {
         self.ask_node(NodeChange::Remove(node))
     }
@@ -162,6 +167,7 @@ enum NodeChange {
     Join(Joining),
     Drain { node: NodeId, draining: bool },
     Ban { node: NodeId, ban: Option<Ban> },
+    Edit { node: NodeId, name: Option<NodeName>, profile: Profile },
     Remove(NodeId),
 }
 
@@ -205,6 +211,17 @@ impl State {
                 }
                 Node { ban: ban.map(Arc::new), ..Node::clone(known) }
             }
+            NodeChange::Edit { node, name, profile } => {
+                let known = self.nodes.by_id(node).ok_or(RegistryError::UnknownNode { node })?;
+                let name = name.unwrap_or_else(|| known.name.clone());
+                if let Some(other) = self.nodes.by_exact_name(&name).filter(|other| other.id != node) {
+                    return Err(RegistryError::NameTaken { name, node: other.id });
+                }
+                if known.name == name && *known.profile == profile {
+                    return Ok(Arc::clone(known));
+                }
+                Node { name, profile: Arc::new(profile), ..Node::clone(known) }
+            }
             NodeChange::Remove(id) => {
                 if self.nodes.by_id(id).is_none() {
                     return Err(RegistryError::UnknownNode { node: id });
@@ -242,6 +259,7 @@ impl State {
             membership: None,
             draining: false,
             ban: None,
+            profile: Arc::default(),
         })
     }
 
@@ -371,6 +389,13 @@ fn write_dirty(write: &WriteTransaction, state: &State, dirty: &Dirty) -> Result
                 None => bans.remove(id.0)?,
             };
         }
+        let mut profiles = write.open_table(PROFILES)?;
+        for id in &dirty.nodes {
+            match state.nodes.by_id(*id).filter(|node| *node.profile != Profile::default()) {
+                Some(node) => profiles.insert(id.0, encode(node.profile.as_ref())?.as_slice())?,
+                None => profiles.remove(id.0)?,
+            };
+        }
         write.open_table(FACTS)?.insert(NEXT_NODE, encode(&state.next)?.as_slice())?;
     }
     if !dirty.ledgers.is_empty() {
@@ -392,6 +417,7 @@ fn load(database: &Database) -> Result<(SyncKey, State), redb::Error> {
         write.open_table(NODES)?;
         write.open_table(LEDGERS)?;
         write.open_table(BANS)?;
+        write.open_table(PROFILES)?;
         let mut facts = write.open_table(FACTS)?;
         if facts.get(SYNC_KEY)?.is_none() {
             let mut key = [0; 32];
@@ -409,11 +435,13 @@ fn load(database: &Database) -> Result<(SyncKey, State), redb::Error> {
     let sync_key = decode(&fact(SYNC_KEY)?.unwrap_or_default())?;
     let next = fact(NEXT_NODE)?.map_or(Ok(FIRST_NODE), |bytes| decode(&bytes))?;
     let mut nodes = Nodes::default();
-    let bans = read.open_table(BANS)?;
+    let (bans, profiles) = (read.open_table(BANS)?, read.open_table(PROFILES)?);
     for row in read.open_table(NODES)?.iter()? {
         let node: Node = decode(row?.1.value())?;
         let ban = bans.get(node.id.0)?.map(|ban| decode(ban.value())).transpose()?;
-        nodes.put(Arc::new(Node { ban: ban.map(Arc::new), ..node }));
+        let profile = profiles.get(node.id.0)?.map(|profile| decode(profile.value())).transpose()?;
+        let profile = Arc::new(profile.unwrap_or_default());
+        nodes.put(Arc::new(Node { ban: ban.map(Arc::new), profile, ..node }));
     }
     let mut ledgers = BTreeMap::new();
     for row in read.open_table(LEDGERS)?.iter()? {
@@ -436,6 +464,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
 const NODES: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("nodes 1");
 const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers 1");
 const BANS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("bans 1");
+const PROFILES: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("profiles 1");
 const FACTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("facts 1");
 const NEXT_NODE: &str = "next node";
 const SYNC_KEY: &str = "sync key";
@@ -580,5 +609,26 @@ mod tests {
         let _first = registry(directory.path());
         let error = RedbRegistry::open(&directory.path().join("control.redb")).unwrap_err();
         assert!(error.to_string().contains("cannot open the registry"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_profile_and_a_new_name_last_and_no_name_is_given_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let profile = Profile { contact: "noc@example.org".into(), ..Profile::default() };
+        {
+            let registry = registry(directory.path());
+            let first = registry.invite("first".parse().unwrap(), invitation(1)).await.unwrap();
+            registry.invite("second".parse().unwrap(), invitation(2)).await.unwrap();
+            let taken = registry.edit(first.id, Some("second".parse().unwrap()), profile.clone()).await;
+            assert!(matches!(taken, Err(RegistryError::NameTaken { .. })), "{taken:?}");
+            let edited =
+                registry.edit(first.id, Some("edge".parse().unwrap()), profile.clone()).await.unwrap();
+            assert_eq!((edited.id, edited.name.as_str()), (first.id, "edge"));
+            assert!(registry.nodes().by_name_or_id("first").is_none());
+        }
+        let registry = registry(directory.path());
+        let nodes = registry.nodes();
+        assert_eq!(*nodes.by_name_or_id("edge").unwrap().profile, profile);
+        assert_eq!(*nodes.by_name_or_id("second").unwrap().profile, Profile::default());
     }
 }

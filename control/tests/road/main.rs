@@ -9,6 +9,7 @@ mod lasting;
 mod liars;
 mod operators;
 mod program;
+mod seat;
 mod stage;
 mod swarm;
 mod sync_port;

@@ -60,6 +60,7 @@ impl Stage {
             state: Some(self.state.path().to_owned()),
             listen: Some("127.0.0.1:0".parse().unwrap()),
             api: Some("127.0.0.1:0".parse().unwrap()),
+            status: Some("127.0.0.1:0".parse().unwrap()),
             heartbeat_ms: Some(60_000),
             quiet_ms: Some(0),
             hold_secs: Some(0),

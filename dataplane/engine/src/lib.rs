@@ -4,6 +4,7 @@
 //! Every kernel operation stands in the module `uring`; the rest of the crate is free of `unsafe`.
 
 pub mod access_log;
+pub mod activation;
 mod admission;
 mod clock;
 mod connection;
@@ -27,11 +28,12 @@ pub mod site;
 mod uring;
 
 pub use access_log::{AccessLog, LogFormat, LogOptions};
+pub use activation::Inherited;
 pub use directory::DirectorySite;
 pub use limits::Limits;
 pub use observe::{Observer, Observers, ResponseRecord};
 pub use pace::{Grant, Pacer, Place};
-pub use server::{Listener, Running, Server, StartError, Stats};
+pub use server::{Listener, Running, Server, StartError, Stats, StatsReader};
 pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
 
 /// The `Content-Type` by a path's ending, for sites whose files are stored under other names.

@@ -146,17 +146,12 @@ impl Running {
 
     /// Counters so far, over all rings.
     pub fn stats(&self) -> Stats {
-        let mut sum = Stats::default();
-        for ring in &self.stats {
-            let (accepted, closed) = (ring.accepted.value(), ring.closed.value());
-            sum.accepted += accepted;
-            sum.open += accepted.saturating_sub(closed);
-            sum.refused += ring.refused.value();
-            sum.responses += ring.responses.value();
-            sum.body_bytes += ring.body_bytes.value();
-            sum.timed_out += ring.timed_out.value();
-        }
-        sum
+        self.reader().stats()
+    }
+
+    /// Reads the counters wherever it is taken, also after the stop.
+    pub fn reader(&self) -> StatsReader {
+        StatsReader { rings: self.stats.as_slice().into() }
     }
 
     /// Stops accepting, lets responses in flight end for at most `grace`, closes the rest, joins the threads.
@@ -177,6 +172,29 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.end(Duration::ZERO);
+    }
+}
+
+/// The counters of a [`Running`] server.
+#[derive(Clone, Debug)]
+pub struct StatsReader {
+    rings: Arc<[Arc<RingStats>]>,
+}
+
+impl StatsReader {
+    /// Counters so far, over all rings.
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for ring in self.rings.iter() {
+            let (accepted, closed) = (ring.accepted.value(), ring.closed.value());
+            sum.accepted += accepted;
+            sum.open += accepted.saturating_sub(closed);
+            sum.refused += ring.refused.value();
+            sum.responses += ring.responses.value();
+            sum.body_bytes += ring.body_bytes.value();
+            sum.timed_out += ring.timed_out.value();
+        }
+        sum
     }
 }
 

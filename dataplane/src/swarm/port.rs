@@ -45,12 +45,13 @@ pub enum PortError {
 }
 
 impl PeerPort {
-    /// Serves peers on `address` until it is stopped.
+    /// Serves peers on `address`, or on a socket that was handed over, until it is stopped.
     ///
     /// # Errors
     /// [`PortError`].
     pub fn open(
         address: SocketAddr,
+        inherited: Option<std::net::TcpListener>,
         ticket_key: &TicketKey,
         mirror: Arc<Mirror>,
         shelves: Shelves,
@@ -61,7 +62,7 @@ impl PeerPort {
             .map_err(|source| PortError::Store { source })?;
         let listener = Listener {
             address,
-            inherited: None,
+            inherited,
             class: Class::Sync.number(),
             // Without the right to mark, the port tells the class.
             mark: classes.mark_of(freshet_ebpf::Class::Sync),

@@ -113,6 +113,7 @@ impl Volunteer {
         let shelves = Shelves::default();
         let port = PeerPort::open(
             "127.0.0.1:0".parse().unwrap(),
+            None,
             &Field::key(self.node),
             Arc::clone(&mirror),
             shelves.clone(),

@@ -52,6 +52,12 @@ pub(crate) enum Failure {
         /// Its words.
         message: String,
     },
+    /// A volunteer sent other bytes than the repository's.
+    #[error("{name} was caught with wrong bytes")]
+    Caught {
+        /// Which.
+        name: String,
+    },
     /// An answer that `ctl` doesn't understand.
     #[error("control's answer is not understood ({reason}); bring ctl and control to the same version")]
     Garbled {

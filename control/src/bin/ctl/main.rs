@@ -2,7 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod export;
+mod manual;
+mod operate;
 mod show;
+mod show_operator;
+mod top;
+mod watch;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
@@ -11,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use freshet_api::admin::{
     AddNode, ExplainView, NodeAdded, NodeView, OperatorCredentials, PublishView, StatusView, SwarmView,
     WhereView,
@@ -23,7 +29,7 @@ use crate::client::{Client, Failure};
 /// Steers a Freshet origin: its volunteers, and where files are.
 ///
 /// Exit status: 0 done; 1 control could not be reached or refused; 2 wrong usage or unusable credentials;
-/// 3 the volunteer or path asked for does not exist.
+/// 3 the volunteer or path asked for does not exist; 4 a volunteer was caught with wrong bytes.
 #[derive(Debug, Parser)]
 #[command(name = "ctl", version, max_term_width = 100)]
 struct Arguments {
@@ -42,7 +48,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Volunteers: add, list, show, drain, resume, remove.
+    /// Volunteers: add, list, show, edit, verify, drain, resume, pardon, remove.
     #[command(subcommand)]
     Node(NodeVerb),
     /// Which volunteers hold a path, with its size and checksums.
@@ -69,6 +75,8 @@ enum Verb {
         #[arg(long, value_name = "SECS", default_value_t = 3600)]
         timeout: u64,
     },
+    #[command(flatten)]
+    Operate(operate::Verb),
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,11 +94,13 @@ enum NodeVerb {
         node: String,
     },
     /// Sends it no new customers; transfers under way finish, its mirror stays current.
+    #[command(visible_alias = "disable")]
     Drain {
         /// Its name or number.
         node: String,
     },
     /// Sends it customers again after a drain.
+    #[command(visible_alias = "enable")]
     Resume {
         /// Its name or number.
         node: String,
@@ -108,6 +118,8 @@ enum NodeVerb {
         #[arg(long)]
         yes: bool,
     },
+    #[command(flatten)]
+    More(operate::NodeVerb),
 }
 
 fn main() -> ExitCode {
@@ -126,6 +138,7 @@ fn main() -> ExitCode {
                 Some(Failure::Unreachable { .. } | Failure::Refused { .. } | Failure::Garbled { .. }) => {
                     ExitCode::from(1)
                 }
+                Some(Failure::Caught { .. }) => ExitCode::from(4),
                 Some(Failure::Credentials { .. }) | None => ExitCode::from(2),
             }
         }
@@ -133,6 +146,17 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // What needs no control needs no credentials either.
+    match &arguments.verb {
+        Verb::Operate(operate::Verb::Completions { shell }) => {
+            manual::completions(*shell, Arguments::command());
+            return Ok(());
+        }
+        Verb::Operate(operate::Verb::Man { directory }) => {
+            return manual::pages(directory, Arguments::command());
+        }
+        _ => {}
+    }
     let client = Client::new(credentials(arguments)?)?;
     let json = arguments.json;
     match &arguments.verb {
@@ -160,10 +184,15 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let node: NodeView = client.post(&format!("{}/pardon", node_path(node)?), &()).await?;
             print(json, &node, |out| show::nodes(out, std::slice::from_ref(&node)))
         }
+        Verb::Operate(verb) => operate::run(&client, json, verb).await,
+        Verb::Node(NodeVerb::More(verb)) => operate::run_node(&client, json, verb).await,
         Verb::Node(NodeVerb::Remove { node, yes }) => {
             let path = node_path(node)?;
             if !yes {
-                confirm(node)?;
+                confirm(
+                    &format!("remove volunteer {node}, and make its credential worthless?"),
+                    "node remove",
+                )?;
             }
             let removed: NodeView = client.delete(&path).await?;
             print(json, &removed, |out| {
@@ -234,7 +263,7 @@ fn credentials(arguments: &Arguments) -> anyhow::Result<OperatorCredentials> {
 }
 
 /// A name or number as one segment of a URL's path; nothing that could be more than one segment passes.
-fn node_path(node: &str) -> anyhow::Result<String> {
+pub(crate) fn node_path(node: &str) -> anyhow::Result<String> {
     let fits = (1..=64).contains(&node.len())
         && node.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if !fits {
@@ -243,20 +272,20 @@ fn node_path(node: &str) -> anyhow::Result<String> {
     Ok(format!("nodes/{node}"))
 }
 
-fn confirm(node: &str) -> anyhow::Result<()> {
+pub(crate) fn confirm(question: &str, verb: &str) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
-        bail!("`ctl node remove` asks before it removes {node}; add --yes where nobody can answer");
+        bail!("`ctl {verb}` asks before it does that; add --yes where nobody can answer");
     }
-    eprint!("remove volunteer {node}, and make its credential worthless? [y/N] ");
+    eprint!("{question} [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
     if !matches!(answer.trim(), "y" | "Y" | "yes") {
-        bail!("nothing was removed");
+        bail!("nothing was changed");
     }
     Ok(())
 }
 
-fn print<T: Serialize>(
+pub(crate) fn print<T: Serialize>(
     json: bool,
     view: &T,
     table: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>,
@@ -284,7 +313,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
         Arguments::command().debug_assert();
     }
 

@@ -9,7 +9,7 @@ use freshet_api::heartbeat::{BudgetReport, SyncProgress, Transfer};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
 
-type Outcome = std::io::Result<()>;
+pub(crate) type Outcome = std::io::Result<()>;
 
 /// What to do with a join string.
 pub(crate) fn node_added(out: &mut impl Write, added: &NodeAdded) -> Outcome {
@@ -69,6 +69,13 @@ pub(crate) fn node(out: &mut impl Write, node: &NodeView) -> Outcome {
         ("delivers at", node.delivery_url.clone().unwrap_or_else(|| "-".to_owned())),
         ("last heard", heard(node.heartbeat_age_ms)),
     ];
+    for (name, text) in
+        [("given by", &node.profile.sponsor), ("contact", &node.profile.contact), ("note", &node.profile.note)]
+    {
+        if !text.is_empty() {
+            facts.push((name, text.clone()));
+        }
+    }
     if let Some(rate) = node.donated_rate {
         facts.push(("donated rate", rate.to_string()));
     }
@@ -344,14 +351,14 @@ pub(crate) fn swarm(out: &mut impl Write, swarm: &SwarmView) -> Outcome {
     Ok(())
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
     table
 }
 
-fn right(table: &mut Table, columns: &[usize]) {
+pub(crate) fn right(table: &mut Table, columns: &[usize]) {
     for &column in columns {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -360,14 +367,7 @@ fn right(table: &mut Table, columns: &[usize]) {
 }
 
 fn state(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Invited => "invited",
-        NodeState::Active => "active",
-        NodeState::Closed => "closed",
-        NodeState::Draining => "draining",
-        NodeState::Lost => "lost",
-        NodeState::Banned => "banned",
-    }
+    state.name()
 }
 
 fn mirror(sync: &SyncProgress) -> String {
@@ -399,19 +399,62 @@ fn age(duration: Duration) -> String {
     }
 }
 
-fn moment(seconds: i64) -> String {
+pub(crate) fn moment(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
 }
 
 /// As many as tell bundles apart.
 const ID_CHARS_SHOWN: usize = 12;
 
+/// A volunteer for tests, with something in every part of it.
+#[cfg(test)]
+pub(crate) fn sample_node() -> NodeView {
+    use freshet_api::NodeId;
+    use freshet_api::admin::LedgerView;
+    use freshet_api::heartbeat::{DeliveryCounters, MonthReport};
+    use freshet_api::operator::{InterfaceRates, Profile};
+    use freshet_api::units::BytesPerSec;
+    NodeView {
+        node: NodeId(3),
+        name: "edge".into(),
+        state: NodeState::Closed,
+        budget: Some(BudgetReport {
+            rate: Some(BytesPerSec(12_500_000)),
+            limit: "cap".into(),
+            used: Bytes(3 << 30),
+            promisable: Some(Bytes(5 << 30)),
+            month: Some(MonthReport {
+                volume: Bytes(9 << 30),
+                left: Bytes(6 << 30),
+                ends_in_secs: 259_200,
+                lasts_secs: 2_678_400,
+            }),
+        }),
+        reason: Some("its disk is full".into()),
+        version: None,
+        delivery_url: None,
+        heartbeat_age_ms: Some(400),
+        donated_rate: None,
+        estimated_rate: None,
+        outstanding_bytes: 1024,
+        files_held: 2,
+        sync: Some(SyncProgress::default()),
+        delivery: Some(DeliveryCounters::default()),
+        interfaces: vec![freshet_api::traffic::InterfaceCounters {
+            name: "eth0".into(),
+            ..Default::default()
+        }],
+        rates: vec![InterfaceRates::default()],
+        profile: Profile::default(),
+        source: Some(CounterSource::Sockets { why: "no rights".into() }),
+        ledger: LedgerView { delivered_bytes: 3 << 20, ..Default::default() },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use freshet_api::NodeId;
-    use freshet_api::admin::{Considered, LedgerView};
-    use freshet_api::heartbeat::MonthReport;
-    use freshet_api::units::BytesPerSec;
+    use freshet_api::admin::Considered;
 
     use super::*;
 
@@ -422,39 +465,7 @@ mod tests {
     }
 
     fn sample() -> NodeView {
-        NodeView {
-            node: NodeId(3),
-            name: "edge".into(),
-            state: NodeState::Closed,
-            budget: Some(BudgetReport {
-                rate: Some(BytesPerSec(12_500_000)),
-                limit: "cap".into(),
-                used: Bytes(3 << 30),
-                promisable: Some(Bytes(5 << 30)),
-                month: Some(MonthReport {
-                    volume: Bytes(9 << 30),
-                    left: Bytes(6 << 30),
-                    ends_in_secs: 259_200,
-                    lasts_secs: 2_678_400,
-                }),
-            }),
-            reason: Some("its disk is full".into()),
-            version: None,
-            delivery_url: None,
-            heartbeat_age_ms: Some(400),
-            donated_rate: None,
-            estimated_rate: None,
-            outstanding_bytes: 1024,
-            files_held: 2,
-            sync: None,
-            delivery: None,
-            interfaces: vec![freshet_api::traffic::InterfaceCounters {
-                name: "eth0".into(),
-                ..Default::default()
-            }],
-            source: None,
-            ledger: LedgerView { delivered_bytes: 3 << 20, ..Default::default() },
-        }
+        sample_node()
     }
 
     #[test]
