@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod accounting;
+mod catalogue;
+mod chunks;
 mod columns;
 mod ground;
 mod interrupt;
@@ -38,6 +40,11 @@ enum Verb {
     Accounting(accounting::Arguments),
     /// How soon a release is on every mirror, and at what cost: the swarm against rsync and BitTorrent. Needs root.
     Sync(sync::Arguments),
+    /// What a catalogue of 2.2 million files costs: bytes on the wire, time to load, memory of volunteer and control.
+    Catalogue(catalogue::Arguments),
+    /// Which chunk size keeps mirrors current, on consecutive versions of real packages: what is found, and how a swarm
+    /// moves the rest.
+    Chunks(chunks::Arguments),
     /// Simulates origin, volunteers and customers over the real policies; scenarios are TOML files.
     Sim(sim::Arguments),
     /// Makes, measures and imports request traces.
@@ -56,6 +63,8 @@ fn main() -> ExitCode {
         Verb::Sync(arguments) => {
             interrupt::cancel_on_signals().and_then(|cancel| sync::run(&arguments, &cancel))
         }
+        Verb::Catalogue(arguments) => catalogue::run(&arguments),
+        Verb::Chunks(arguments) => chunks::run(&arguments),
         Verb::Sim(arguments) => sim::run(&arguments),
         Verb::Trace(arguments) => trace::run(&arguments),
     };

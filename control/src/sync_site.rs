@@ -83,7 +83,7 @@ impl Site for SyncSite {
         };
         let content_type = Some(HeaderValue::from_static("application/octet-stream"));
         if let Some(entry) = self.catalog.load().by_content(&content) {
-            return Answer::File(FileAnswer { content_type, ..file_answer(&self.root, entry, Vec::new()) });
+            return Answer::File(FileAnswer { content_type, ..file_answer(&self.root, &entry, Vec::new()) });
         }
         match self.shelf.load().spooled.get(&content) {
             Some(&size) => Answer::File(FileAnswer {

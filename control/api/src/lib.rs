@@ -18,6 +18,7 @@ pub mod pin;
 pub mod recipe;
 pub mod swarm;
 pub mod sync_token;
+pub mod table;
 pub mod ticket;
 pub mod traffic;
 pub mod units;

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ContentHash, FileId};
 
+mod files;
 mod wire;
+
+pub use files::{Files, Iter};
 
 /// The rows of the catalogue, or what changed in them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +25,7 @@ pub struct Manifest {
     /// The state it starts from; `None` for a snapshot, which replaces everything.
     pub base: Option<u64>,
     /// Files that are new since `base`. A path that is here and was there before replaces it.
-    pub files: Vec<ManifestFile>,
+    pub files: Files,
     /// Symbolic links that are new or changed since `base`.
     pub links: Vec<ManifestLink>,
     /// Files that are gone since `base` (also when their path came again with another content).
@@ -81,6 +84,19 @@ impl Manifest {
 pub struct RepoPath(Arc<str>);
 
 impl RepoPath {
+    /// A path that was one before.
+    pub(crate) fn known(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// `None` when the text is no path.
+    pub(crate) fn check(text: &str) -> Option<()> {
+        let fits = !text.is_empty() && text.len() <= PATH_BYTES_MAX && !text.contains(char::is_control);
+        let segments =
+            || text.split('/').all(|segment| !matches!(segment, "" | "." | "..") && segment.len() <= 255);
+        (fits && segments()).then_some(())
+    }
+
     /// The path without a leading `/`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -96,13 +112,8 @@ impl FromStr for RepoPath {
     type Err = RepoPathError;
 
     fn from_str(text: &str) -> Result<Self, RepoPathError> {
-        let fits = !text.is_empty() && text.len() <= PATH_BYTES_MAX && !text.contains(char::is_control);
-        if fits && text.split('/').all(|segment| !matches!(segment, "" | "." | "..") && segment.len() <= 255)
-        {
-            Ok(Self(text.into()))
-        } else {
-            Err(RepoPathError { found: text.chars().take(120).collect() })
-        }
+        let error = || RepoPathError { found: text.chars().take(120).collect() };
+        Self::check(text).map(|()| Self(text.into())).ok_or_else(error)
     }
 }
 
@@ -180,14 +191,14 @@ mod tests {
         Manifest {
             sequence: 7,
             base: Some(3),
-            files: vec![ManifestFile {
+            files: Files::from(vec![ManifestFile {
                 file: FileId(4),
                 path: "pool/a.deb".parse().unwrap(),
                 size: 12,
                 mtime: -5,
                 content: ContentHash::of(b"a"),
                 last: false,
-            }],
+            }]),
             links: vec![ManifestLink { path: "dists/stable".parse().unwrap(), target: "bookworm".into() }],
             removed_files: vec![FileId(1)],
             removed_links: vec!["old".parse().unwrap()],

@@ -7,7 +7,6 @@ mod bell;
 mod entry;
 mod hashing;
 mod history;
-mod index;
 mod keeper;
 mod left_out;
 mod looking;
@@ -17,6 +16,7 @@ mod snapshot;
 mod store;
 mod tree;
 mod watching;
+mod weigh;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,10 +35,11 @@ use self::history::History;
 use self::keeper::Keeper;
 use self::store::Store;
 
-pub use self::entry::FileEntry;
+pub use self::entry::{EntryPath, FileEntry};
 pub use self::metadata::Patterns;
 pub use self::snapshot::{ItemKind, LINK_HOPS_MAX, ListItem, Snapshot};
 pub use self::store::StoreError;
+pub use self::weigh::{Weight, weigh};
 pub use freshet_api::glob::{Glob, GlobError};
 
 /// The catalogue of one directory tree; shared by everything in control that asks about files.

@@ -114,15 +114,15 @@ impl Draft {
         now_secs: u32,
     ) {
         let last = patterns.is_last(path.as_str());
-        let before = self.snapshot.at(path.as_str()).cloned();
+        let before = self.snapshot.at(path.as_str());
         if let Some(before) = before.as_ref().filter(|before| before.checksums == sums) {
             let changed_at = before.changed_at_raw();
-            let entry = FileEntry::new(before.file, before.path.clone(), stamp, sums, last, changed_at);
+            let entry = FileEntry::new(before.file, path.clone(), stamp, sums, last, changed_at);
             if entry.mtime != before.mtime {
                 self.step.refreshed.push(before.file);
             }
             self.put_row(before.file, path, stamp, sums, changed_at);
-            self.snapshot.refresh(entry);
+            self.snapshot.refresh(&entry);
             return;
         }
         // The last number is never given out, so that the next one always has a value.
@@ -134,7 +134,7 @@ impl Draft {
         let changed_at = if before.is_some() { now_secs } else { 0 };
         self.drop_file(path);
         self.put_row(file, path, stamp, sums, changed_at);
-        self.snapshot.insert(FileEntry::new(file, path.clone(), stamp, sums, last, changed_at));
+        self.snapshot.insert(&FileEntry::new(file, path.clone(), stamp, sums, last, changed_at));
         self.step.added.push(file);
     }
 
@@ -251,11 +251,11 @@ mod tests {
         book.publish(&[("a", file(b"4")), ("l", Staged::Gone)]);
         let diff = book.history.since(early, &book.now).unwrap();
         assert_eq!((diff.base, diff.sequence), (Some(early), book.now.sequence()));
-        assert_eq!(diff.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["c", "a"]);
+        assert_eq!(diff.files.iter().map(|f| f.path.to_string()).collect::<Vec<_>>(), ["c", "a"]);
         assert_eq!(diff.removed_files, [FileId(1)], "b came and went unseen");
         assert_eq!(diff.removed_links.iter().map(RepoPath::as_str).collect::<Vec<_>>(), ["l"]);
         assert!(diff.links.is_empty());
-        assert_eq!(book.history.since(book.now.sequence(), &book.now).unwrap().files, []);
+        assert!(book.history.since(book.now.sequence(), &book.now).unwrap().files.is_empty());
         assert!(book.history.since(early - 7, &book.now).is_none());
         assert!(book.history.since(book.now.sequence() + 1, &book.now).is_none());
         assert_eq!(history::whole(&book.now).files.len(), 2);

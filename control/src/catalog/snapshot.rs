@@ -2,28 +2,24 @@
 //!
 //! Copying one copies pointers; changing a copy clones only the shards it touches. Nothing here does I/O or locks.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use freshet_api::manifest::{PATH_BYTES_MAX, RepoPath};
+use freshet_api::table::Table;
 use freshet_api::{ContentHash, FileId};
 
-use super::entry::FileEntry;
-use super::index::Index;
+use super::entry::{FileEntry, Row};
 
 /// One state of the catalogue.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     sequence: u64,
-    /// Rows in the order of their numbers, `1 << ROW_BITS` numbers to a chunk.
-    rows: Vec<Arc<Vec<FileEntry>>>,
-    by_path: Index,
-    by_content: Index,
+    /// By the files' numbers.
+    rows: Table<Row>,
     folders: Vec<Arc<HashMap<Arc<str>, Arc<Folder>>>>,
     links: Arc<BTreeMap<RepoPath, Box<str>>>,
-    files: u64,
     bytes: u64,
     contents: u64,
 }
@@ -41,12 +37,9 @@ impl Snapshot {
         let no_folders = Arc::default();
         Self {
             sequence,
-            rows: Vec::new(),
-            by_path: Index::new(),
-            by_content: Index::new(),
+            rows: Table::new(),
             folders: vec![no_folders; FOLDER_SHARDS],
             links: Arc::default(),
-            files: 0,
             bytes: 0,
             contents: 0,
         }
@@ -61,27 +54,24 @@ impl Snapshot {
     ///
     /// Symbolic links of the tree are followed, at most [`LINK_HOPS_MAX`] of them, never out of the tree. The
     /// entry is then the target's, so its `path` may differ from the one asked for.
-    pub fn find(&self, path: &[u8]) -> Option<&FileEntry> {
+    pub fn find<'p>(&self, path: &'p [u8]) -> Option<FileEntry<'p>> {
         let path = plain(path)?;
-        self.at(path).or_else(|| if self.links.is_empty() { None } else { self.at(&self.resolve(path)?) })
+        self.at(path).or_else(|| if self.links.is_empty() { None } else { self.target(&self.resolve(path)?) })
     }
 
     /// The file with this number, as long as it is current.
-    pub fn by_id(&self, file: FileId) -> Option<&FileEntry> {
-        let chunk = self.rows.get((file.0 >> ROW_BITS) as usize)?;
-        // Without removals a row stands where its number says; otherwise it is searched.
-        let guess = chunk.get((file.0 & ROW_MASK) as usize).filter(|row| row.file == file);
-        guess.or_else(|| {
-            chunk.binary_search_by_key(&file, |row| row.file).ok().map(|position| &chunk[position])
-        })
+    pub fn by_id(&self, file: FileId) -> Option<FileEntry<'static>> {
+        self.rows.get(file.0).map(|entry| FileEntry::of(&entry, None))
     }
 
     /// A file with this content: the one with the lowest number, if several have it.
-    pub fn by_content(&self, content: &ContentHash) -> Option<&FileEntry> {
-        self.by_content
-            .candidates(content_hash(content))
-            .filter_map(|file| self.by_id(file))
-            .find(|row| row.checksums.blake3 == *content)
+    pub fn by_content(&self, content: &ContentHash) -> Option<FileEntry<'static>> {
+        self.rows.with_content(content).next().map(|entry| FileEntry::of(&entry, None))
+    }
+
+    /// The number of that file.
+    pub fn number_of_content(&self, content: &ContentHash) -> Option<FileId> {
+        self.rows.with_content(content).next().map(|entry| FileId(entry.number()))
     }
 
     /// Whether this path, links followed, is a directory with something in it (the root always is).
@@ -115,12 +105,12 @@ impl Snapshot {
 
     /// Files.
     pub fn len(&self) -> usize {
-        self.files as usize
+        self.rows.len()
     }
 
     /// Whether there is no file.
     pub fn is_empty(&self) -> bool {
-        self.files == 0
+        self.rows.is_empty()
     }
 
     /// Bytes of all files.
@@ -134,13 +124,18 @@ impl Snapshot {
     }
 
     /// All files in the order of their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = &FileEntry> + '_ {
-        self.rows.iter().flat_map(|chunk| chunk.iter())
+    pub fn iter(&self) -> impl Iterator<Item = FileEntry<'static>> + '_ {
+        self.rows.iter().map(|entry| FileEntry::of(&entry, None))
     }
 
     /// All symbolic links by path, with their targets as they are on disk.
     pub fn links(&self) -> impl ExactSizeIterator<Item = (&RepoPath, &str)> + '_ {
         self.links.iter().map(|(path, target)| (path, &**target))
+    }
+
+    /// The file at exactly this path, with a path of its own.
+    fn target(&self, path: &str) -> Option<FileEntry<'static>> {
+        self.rows.at(path).next().map(|entry| FileEntry::of(&entry, None))
     }
 
     /// The path with the symbolic links in it followed; it need not exist.
@@ -191,11 +186,8 @@ impl Snapshot {
     }
 
     /// The file at exactly this path, no link followed.
-    pub(super) fn at(&self, path: &str) -> Option<&FileEntry> {
-        self.by_path
-            .candidates(path_hash(path))
-            .filter_map(|file| self.by_id(file))
-            .find(|row| row.path.as_str() == path)
+    pub(super) fn at<'p>(&self, path: &'p str) -> Option<FileEntry<'p>> {
+        self.rows.at(path).next().map(|entry| FileEntry::of(&entry, Some(path)))
     }
 
     /// The target of the link at exactly this path.
@@ -209,8 +201,9 @@ impl Snapshot {
         let mut open = vec![directory.to_owned()];
         while let Some(directory) = open.pop() {
             let Some(folder) = self.folder(&directory) else { continue };
-            found
-                .extend(folder.files.iter().filter_map(|&file| self.by_id(file)).map(|row| row.path.clone()));
+            found.extend(
+                folder.files.iter().filter_map(|&file| self.by_id(file)).map(|row| row.path.to_repo_path()),
+            );
             found.extend(folder.links.iter().filter_map(|name| {
                 self.links.get_key_value(joined(&directory, name).as_str()).map(|(path, _)| path.clone())
             }));
@@ -222,7 +215,8 @@ impl Snapshot {
     /// The names that stand directly in this directory as files and links.
     pub(super) fn names_in(&self, directory: &str) -> Vec<RepoPath> {
         let Some(folder) = self.folder(directory) else { return Vec::new() };
-        let files = folder.files.iter().filter_map(|&file| self.by_id(file)).map(|row| row.path.clone());
+        let files =
+            folder.files.iter().filter_map(|&file| self.by_id(file)).map(|row| row.path.to_repo_path());
         let links = folder.links.iter().filter_map(|name| {
             self.links.get_key_value(joined(directory, name).as_str()).map(|(path, _)| path.clone())
         });
@@ -237,48 +231,45 @@ impl Snapshot {
     }
 
     /// Adds a file whose number and path are not yet there.
-    pub(super) fn insert(&mut self, entry: FileEntry) {
-        let chunk = (entry.file.0 >> ROW_BITS) as usize;
-        if chunk >= self.rows.len() {
-            let empty = Arc::new(Vec::new());
-            self.rows.resize(chunk + 1, empty);
-        }
-        if self.by_content(&entry.checksums.blake3).is_none() {
-            self.contents += 1;
-        }
-        self.files += 1;
+    pub(super) fn insert(&mut self, entry: &FileEntry<'_>) {
+        let content = entry.checksums.blake3;
+        self.contents += u64::from(self.rows.with_content(&content).next().is_none());
+        self.note(entry);
+        self.rows.insert(entry.file.0, &entry.path.to_repo_path(), content, entry.row());
+    }
+
+    /// Adds many of them, in a fraction of the time that one by one takes.
+    pub(super) fn extend(&mut self, entries: &[FileEntry<'_>]) {
+        entries.iter().for_each(|entry| self.note(entry));
+        self.rows.extend(
+            entries
+                .iter()
+                .map(|entry| (entry.file.0, entry.path.to_repo_path(), entry.checksums.blake3, entry.row())),
+        );
+        let first = |entry: &&FileEntry<'_>| {
+            self.number_of_content(&entry.checksums.blake3).is_some_and(|first| first == entry.file)
+        };
+        self.contents += entries.iter().filter(first).count() as u64;
+    }
+
+    /// Counts a new file and lists it in its directory.
+    fn note(&mut self, entry: &FileEntry<'_>) {
         self.bytes += entry.size;
-        self.by_path.insert(path_hash(entry.path.as_str()), entry.file);
-        self.by_content.insert(content_hash(&entry.checksums.blake3), entry.file);
         let (directory, _) = parent(entry.path.as_str());
         self.folder_for(directory).files.push(entry.file);
-        let rows = Arc::make_mut(&mut self.rows[chunk]);
-        match rows.binary_search_by_key(&entry.file, |row| row.file) {
-            Ok(position) => rows[position] = entry,
-            Err(position) => rows.insert(position, entry),
-        }
     }
 
     /// Changes a file in place, content and path staying as they are.
-    pub(super) fn refresh(&mut self, entry: FileEntry) {
-        let Some(chunk) = self.rows.get_mut((entry.file.0 >> ROW_BITS) as usize) else { return };
-        let rows = Arc::make_mut(chunk);
-        if let Ok(position) = rows.binary_search_by_key(&entry.file, |row| row.file) {
-            rows[position] = entry;
-        }
+    pub(super) fn refresh(&mut self, entry: &FileEntry<'_>) {
+        self.rows.change(entry.file.0, |row| *row = entry.row());
     }
 
     /// Takes a file out.
-    pub(super) fn remove(&mut self, file: FileId) -> Option<FileEntry> {
-        let rows = Arc::make_mut(self.rows.get_mut((file.0 >> ROW_BITS) as usize)?);
-        let entry = rows.remove(rows.binary_search_by_key(&file, |row| row.file).ok()?);
-        self.files -= 1;
+    pub(super) fn remove(&mut self, file: FileId) -> Option<FileEntry<'static>> {
+        let entry = self.by_id(file)?;
+        self.rows.remove(file.0);
         self.bytes -= entry.size;
-        self.by_path.remove(path_hash(entry.path.as_str()), file);
-        self.by_content.remove(content_hash(&entry.checksums.blake3), file);
-        if self.by_content(&entry.checksums.blake3).is_none() {
-            self.contents -= 1;
-        }
+        self.contents -= u64::from(self.number_of_content(&entry.checksums.blake3).is_none());
         let (directory, _) = parent(entry.path.as_str());
         self.folder_for(directory).files.retain(|&other| other != file);
         self.close_empty(directory);
@@ -306,9 +297,14 @@ impl Snapshot {
 
     /// Gives back what growing left over; worth it once, after loading.
     pub(super) fn shrink(&mut self) {
-        for rows in &mut self.rows {
-            Arc::make_mut(rows).shrink_to_fit();
+        for folder in self.folders.iter_mut().flat_map(|shard| Arc::make_mut(shard).values_mut()) {
+            Arc::make_mut(folder).files.shrink_to_fit();
         }
+    }
+
+    /// Directories, the root among them.
+    pub(super) fn directories(&self) -> usize {
+        self.folders.iter().map(|shard| shard.len()).sum()
     }
 
     fn folder(&self, directory: &str) -> Option<&Folder> {
@@ -317,15 +313,16 @@ impl Snapshot {
 
     /// The directory, made with its parents where it is missing.
     fn folder_for(&mut self, directory: &str) -> &mut Folder {
-        if self.folder(directory).is_none() && !directory.is_empty() {
-            let (above, name) = parent(directory);
-            self.folder_for(above).folders.insert(name.into());
+        let shard = folder_shard(directory);
+        if !self.folders[shard].contains_key(directory) {
+            if !directory.is_empty() {
+                let (above, name) = parent(directory);
+                self.folder_for(above).folders.insert(name.into());
+            }
+            Arc::make_mut(&mut self.folders[shard]).insert(directory.into(), Arc::default());
         }
-        let folder = match Arc::make_mut(&mut self.folders[folder_shard(directory)]).entry(directory.into()) {
-            Entry::Occupied(folder) => folder.into_mut(),
-            Entry::Vacant(place) => place.insert(Arc::default()),
-        };
-        Arc::make_mut(folder)
+        let folder = Arc::make_mut(&mut self.folders[shard]).get_mut(directory);
+        Arc::make_mut(folder.expect("it was there or was just made"))
     }
 
     /// Removes the directory and its parents as far as nothing is left in them.
@@ -392,27 +389,14 @@ fn plain(path: &[u8]) -> Option<&str> {
     path.split('/').all(|segment| !matches!(segment, "" | "." | "..")).then_some(path)
 }
 
-/// Not keyed: these paths are the operator's own; a customer only looks them up.
-fn path_hash(path: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    path.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn content_hash(content: &ContentHash) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&content.0[..8]);
-    u64::from_le_bytes(first)
-}
-
+/// Not keyed: directories are the operator's own; a customer only looks them up.
 fn folder_shard(directory: &str) -> usize {
-    (path_hash(directory) >> 32) as usize % FOLDER_SHARDS
+    let mut hasher = DefaultHasher::new();
+    directory.hash(&mut hasher);
+    (hasher.finish() >> 32) as usize % FOLDER_SHARDS
 }
 
 /// Symbolic links followed for one path at most, as many as Linux follows.
 pub const LINK_HOPS_MAX: usize = 40;
 
-/// 512 rows to a chunk: 70 KB to copy for one change, 4,300 pointers for a copy of 2.2 million rows.
-const ROW_BITS: u32 = 9;
-const ROW_MASK: u32 = (1 << ROW_BITS) - 1;
 const FOLDER_SHARDS: usize = 4096;

@@ -128,19 +128,19 @@ impl Store {
         let next_file =
             u32::try_from(number("next_file")?).map_err(|_| StoreError::Damaged { table: "meta" })?;
         let files = transaction.open_table(FILES).map_err(StoreError::of)?;
+        let mut batch = Vec::with_capacity(LOAD_BATCH);
         for item in files.iter().map_err(StoreError::of)? {
             let (file, row) = item.map_err(StoreError::of)?;
             let row: Row = decoded(row.value(), "files")?;
             let last = patterns.is_last(row.path.as_str());
-            snapshot.insert(FileEntry::new(
-                FileId(file.value()),
-                row.path,
-                &row.stamp,
-                row.sums.into(),
-                last,
-                row.changed_at,
-            ));
+            let file = FileId(file.value());
+            batch.push(FileEntry::new(file, row.path, &row.stamp, row.sums.into(), last, row.changed_at));
+            if batch.len() == LOAD_BATCH {
+                snapshot.extend(&batch);
+                batch.clear();
+            }
         }
+        snapshot.extend(&batch);
         let links = transaction.open_table(LINKS).map_err(StoreError::of)?;
         for item in links.iter().map_err(StoreError::of)? {
             let (path, target) = item.map_err(StoreError::of)?;
@@ -311,3 +311,6 @@ const FORMAT: u64 = 1;
 
 /// Memory that redb may use; the catalogue itself is in memory anyway.
 const CACHE_BYTES: usize = 64 << 20;
+
+/// Rows that are put into the snapshot at once.
+const LOAD_BATCH: usize = 65_536;

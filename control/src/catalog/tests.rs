@@ -113,8 +113,8 @@ fn check_indexes(snapshot: &Snapshot) {
     let contents: std::collections::HashSet<_> = snapshot.iter().map(|row| row.checksums.blake3.0).collect();
     assert_eq!(contents.len() as u64, snapshot.contents());
     for row in snapshot.iter() {
-        assert_eq!(snapshot.by_id(row.file), Some(row));
-        assert_eq!(snapshot.find(format!("/{}", row.path).as_bytes()), Some(row));
+        assert_eq!(snapshot.by_id(row.file).as_ref(), Some(&row));
+        assert_eq!(snapshot.find(format!("/{}", row.path).as_bytes()).as_ref(), Some(&row));
         assert!(snapshot.by_content(&row.checksums.blake3).is_some());
         let (directory, name) = row.path.as_str().rsplit_once('/').unwrap_or(("", row.path.as_str()));
         let items = snapshot.list(directory.as_bytes()).unwrap();
@@ -144,7 +144,7 @@ impl Follower {
         for path in &manifest.removed_links {
             assert!(self.seen.remove(path.as_str()).is_some(), "only what was told is taken back");
         }
-        for row in manifest.files {
+        for row in &manifest.files {
             self.paths.insert(row.file.0, row.path.to_string());
             self.seen.insert(row.path.to_string(), Ok(row.content));
         }
@@ -210,7 +210,7 @@ fn a_restart_hashes_nothing_again_and_keeps_numbers() {
     let now = catalog.load();
     assert_eq!(now.sequence(), before.sequence() + 1);
     for row in now.iter().filter(|row| row.path.as_str() != "pool/1/1.deb") {
-        assert_eq!(before.by_id(row.file), Some(row));
+        assert_eq!(before.by_id(row.file).as_ref(), Some(&row));
     }
     let changed = now.find(b"pool/1/1.deb").unwrap().file;
     assert!(before.iter().all(|row| row.file < changed));
@@ -779,12 +779,12 @@ fn figures_of_a_snapshot_in_memory() {
         };
         let sums = Checksums { blake3: blake3::hash(&i.to_le_bytes()).into(), sha256: [1; 32], md4: [2; 16] };
         let path = text.parse().unwrap();
-        snapshot.insert(FileEntry::new(freshet_api::FileId(i), path, &stamp, sums, false, 0));
+        snapshot.insert(&FileEntry::new(freshet_api::FileId(i), path, &stamp, sums, false, 0));
     }
     snapshot.shrink();
     println!("{files} rows in {:.2?}", start.elapsed());
     println!("{} B/file resident, paths included", (resident() - before) / u64::from(files));
-    println!("{} B per entry itself", size_of::<FileEntry>());
+    println!("{} B per entry itself", size_of::<FileEntry<'_>>());
     let start = Instant::now();
     let rounds = 100;
     for round in 0..rounds {
@@ -792,7 +792,7 @@ fn figures_of_a_snapshot_in_memory() {
         let row = next.remove(freshet_api::FileId(round * 20_000 + 1)).unwrap();
         let stamp = entry::Stamp { inode: 0, size: 1, mtime: 1, mtime_nanos: 0, ctime: 1, ctime_nanos: 0 };
         let id = freshet_api::FileId(files + 1 + round);
-        next.insert(FileEntry::new(id, row.path.clone(), &stamp, row.checksums, false, 1));
+        next.insert(&FileEntry::new(id, row.path.to_repo_path(), &stamp, row.checksums, false, 1));
         assert_eq!(next.len(), files as usize);
         snapshot = next;
     }

@@ -34,7 +34,7 @@ pub(super) struct Customer {
 impl Customer {
     pub(super) fn of(
         request: &Request<'_>,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         tried: &[NodeId],
         keyed: &impl BuildHasher,
     ) -> Self {
@@ -57,12 +57,12 @@ impl Customer {
         &self.tried
     }
 
-    pub(super) fn promise(&self, entry: &FileEntry) -> Promise {
+    pub(super) fn promise(&self, entry: &FileEntry<'_>) -> Promise {
         Promise { client: self.identity, file: entry.file, bytes: Bytes(self.bytes), partial: self.partial }
     }
 
     /// By which recent redirects of it are found.
-    pub(super) fn key(&self, entry: &FileEntry) -> u64 {
+    pub(super) fn key(&self, entry: &FileEntry<'_>) -> u64 {
         freshet_policy::draw::mix(self.identity ^ u64::from(entry.file.0))
     }
 }
@@ -76,7 +76,7 @@ impl FrontDoor {
     pub(super) fn choose<'a>(
         &self,
         table: &'a RoutingTable,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         customer: &Customer,
     ) -> Vec<&'a Route> {
         let now = self.clock.now();
@@ -96,7 +96,7 @@ impl FrontDoor {
     pub(super) fn rank<'a>(
         &self,
         table: &'a RoutingTable,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         customer: &Customer,
         tried: &[NodeId],
         now: Moment,
@@ -116,7 +116,7 @@ impl FrontDoor {
     pub(super) fn explain_entry(
         &self,
         path: &str,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         client: IpAddr,
         direct: Option<&'static str>,
     ) -> ExplainView {

@@ -21,10 +21,10 @@ pub(super) enum Companion {
 
 impl Companion {
     /// The companion that a path names, the path of the file it is about, and that file.
-    pub(super) fn find<'a, 'p>(
-        catalog: &'a Snapshot,
+    pub(super) fn find<'p>(
+        catalog: &Snapshot,
         path: &'p [u8],
-    ) -> Option<(Self, &'p [u8], &'a FileEntry)> {
+    ) -> Option<(Self, &'p [u8], FileEntry<'p>)> {
         SUFFIXES.iter().find_map(|&(suffix, companion)| {
             let file = path.strip_suffix(suffix.as_bytes())?;
             Some((companion, file, catalog.find(file)?))
@@ -33,7 +33,7 @@ impl Companion {
 }
 
 /// The body of `FILE.md4` or `FILE.sha256`: digits, two spaces, the name it was asked for by.
-pub(super) fn checksum_body(companion: Companion, entry: &FileEntry, name: &str) -> Body {
+pub(super) fn checksum_body(companion: Companion, entry: &FileEntry<'_>, name: &str) -> Body {
     let digits = match companion {
         Companion::Md4 => entry.checksums.md4_hex(),
         Companion::Sha256 | Companion::Metalink => entry.checksums.sha256_hex(),

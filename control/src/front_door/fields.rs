@@ -7,7 +7,7 @@ use crate::catalog::FileEntry;
 
 /// Checksums of a whole file, and where its Metalink is: `Repr-Digest` (RFC 9530), `Digest` (RFC 3230),
 /// `X-Checksum-MD4` (no registered field carries MD4), `Link` (RFC 6249).
-pub(super) fn of_content(entry: &FileEntry, encoded_path: &str) -> Vec<(HeaderName, HeaderValue)> {
+pub(super) fn of_content(entry: &FileEntry<'_>, encoded_path: &str) -> Vec<(HeaderName, HeaderValue)> {
     let sums = &entry.checksums;
     let described =
         format!("<{encoded_path}.meta4>; rel=describedby; type=\"{}\"", super::metalink::CONTENT_TYPE);

@@ -7,7 +7,7 @@ use crate::catalog::FileEntry;
 
 /// The document for one file under the name it was asked for by; `urls` in the order of preference, `origin`
 /// the document's own URL.
-pub(super) fn document(entry: &FileEntry, name: &str, urls: &[String], origin: &str) -> Vec<u8> {
+pub(super) fn document(entry: &FileEntry<'_>, name: &str, urls: &[String], origin: &str) -> Vec<u8> {
     let mut document = Vec::with_capacity(DOCUMENT_BYTES_USUAL);
     write(&mut Writer::new_with_indent(&mut document, b' ', 2), entry, name, urls, origin)
         .expect("writing to memory does not fail");
@@ -17,7 +17,7 @@ pub(super) fn document(entry: &FileEntry, name: &str, urls: &[String], origin: &
 
 fn write(
     writer: &mut Writer<&mut Vec<u8>>,
-    entry: &FileEntry,
+    entry: &FileEntry<'_>,
     name: &str,
     urls: &[String],
     origin: &str,

@@ -114,11 +114,11 @@ impl FrontDoor {
     fn respond(&self, request: &Request<'_>) -> Answer {
         let catalog = self.catalog.load();
         if let Some(entry) = catalog.find(request.path) {
-            return self.respond_file(request, entry, &shown(request.path));
+            return self.respond_file(request, &entry, &shown(request.path));
         }
         if let Some((companion, path, entry)) = Companion::find(&catalog, request.path) {
             FrontDoorCounters::count(&self.counters.direct);
-            return self.respond_companion(request, companion, entry, &shown(path));
+            return self.respond_companion(request, companion, &entry, &shown(path));
         }
         if let Some(answer) = self.respond_directory(request, &catalog) {
             return answer;
@@ -126,7 +126,7 @@ impl FrontDoor {
         self.not_found()
     }
 
-    fn respond_file(&self, request: &Request<'_>, entry: &FileEntry, path: &str) -> Answer {
+    fn respond_file(&self, request: &Request<'_>, entry: &FileEntry<'_>, path: &str) -> Answer {
         let now = epoch_secs(request.now);
         if self.direct_reason(entry, now).is_some() {
             FrontDoorCounters::count(&self.counters.direct);
@@ -154,7 +154,7 @@ impl FrontDoor {
     }
 
     /// Why the origin sends this file itself, if it does so always.
-    fn direct_reason(&self, entry: &FileEntry, now: u64) -> Option<&'static str> {
+    fn direct_reason(&self, entry: &FileEntry<'_>, now: u64) -> Option<&'static str> {
         if entry.size < self.options.direct_below {
             return Some("small enough for the origin to send it itself");
         }
@@ -206,7 +206,7 @@ impl FrontDoor {
     fn redirect(
         &self,
         request: &Request<'_>,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         path: &str,
         customer: &Customer,
         routes: &[&Route],
@@ -234,7 +234,7 @@ impl FrontDoor {
     }
 
     /// The file itself, from the repository, as the answer for `path`.
-    fn origin(&self, entry: &FileEntry, path: &str) -> Answer {
+    fn origin(&self, entry: &FileEntry<'_>, path: &str) -> Answer {
         let mut headers = fields::of_content(entry, &fields::encode_path(path));
         headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-cache")));
         Answer::File(file_answer(&self.root, entry, headers))
@@ -244,7 +244,7 @@ impl FrontDoor {
         &self,
         request: &Request<'_>,
         companion: Companion,
-        entry: &FileEntry,
+        entry: &FileEntry<'_>,
         path: &str,
     ) -> Answer {
         let name = path.rsplit('/').next().unwrap_or(path);
@@ -300,7 +300,7 @@ impl FrontDoor {
             }));
         }
         if let Some(entry) = index {
-            return Some(self.origin(entry, &format!("/{}", entry.path)));
+            return Some(self.origin(&entry, &format!("/{}", entry.path)));
         }
         Some(Answer::Body(listing::page(directory, &catalog.list(inner)?)))
     }
@@ -330,7 +330,7 @@ impl FrontDoor {
     pub fn explain(&self, path: &str, client: std::net::IpAddr, now: u64) -> Option<ExplainView> {
         let catalog = self.catalog.load();
         let entry = catalog.find(path.as_bytes())?;
-        Some(self.explain_entry(path, entry, client, self.direct_reason(entry, now)))
+        Some(self.explain_entry(path, &entry, client, self.direct_reason(&entry, now)))
     }
 
     /// Asks for a walk of the tree, at most once a second.
@@ -365,7 +365,7 @@ impl std::fmt::Debug for FrontDoor {
 /// The answer for a catalogued file, with the version it must have.
 pub(crate) fn file_answer(
     root: &Arc<Root>,
-    entry: &FileEntry,
+    entry: &FileEntry<'_>,
     headers: Vec<(header::HeaderName, HeaderValue)>,
 ) -> FileAnswer {
     FileAnswer {
@@ -410,7 +410,7 @@ fn ticketed_url(
     route: &Route,
     path: &str,
     encoded: &str,
-    entry: &FileEntry,
+    entry: &FileEntry<'_>,
     expires: u32,
     tried: &[NodeId],
 ) -> Option<String> {

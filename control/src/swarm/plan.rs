@@ -55,7 +55,7 @@ pub(super) fn new_contents(
         .filter(|entry| {
             let content = &entry.checksums.blake3;
             // The file with the lowest number stands for the content.
-            let first = || state.by_content(content).map_or(entry.file, |first| first.file);
+            let first = || state.number_of_content(content).unwrap_or(entry.file);
             again.contains(content) || (entry.file.0 > known && first().0 > known)
         })
         .map(|entry| Source {

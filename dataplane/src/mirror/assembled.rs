@@ -7,7 +7,6 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use freshet_api::ContentHash;
 
@@ -23,7 +22,7 @@ impl Mirror {
 
     /// Whether a content is held and may be served.
     pub fn holds(&self, content: &ContentHash) -> bool {
-        self.lookup.content(content).is_some_and(|row| row.blob.trusted.load(Ordering::Acquire))
+        self.lookup.holds(content)
     }
 
     /// Opens a content that is held, for making another one from it.

@@ -60,7 +60,7 @@ impl Mirror {
         writer.tree.forget();
         let mut candidates = HashSet::new();
         for want in wants {
-            if writer.strays.contains(&want.content) || candidate_path(&mut writer, want)?.is_some() {
+            if writer.strays.contains(&want.content) || self.candidate_path(&mut writer, want)?.is_some() {
                 candidates.insert(want.content);
             }
         }
@@ -84,7 +84,7 @@ impl Mirror {
         }
         let file = {
             let mut writer = self.writer();
-            let Some(path) = candidate_path(&mut writer, want)? else { return Ok(None) };
+            let Some(path) = self.candidate_path(&mut writer, want)? else { return Ok(None) };
             writer.tree.read(&path)?
         };
         let Some(file) = file else { return Ok(None) };
@@ -128,6 +128,26 @@ impl Mirror {
         Ok(arrived(want, ArrivedBytes::Partial(to)))
     }
 
+    /// A path of the tree where a file of the right size stands that is not the version shown there now.
+    fn candidate_path(&self, writer: &mut Writer, want: &Want) -> Result<Option<String>, MirrorError> {
+        for path in writer.state.wanted_paths_of(&want.content) {
+            let Some(found) = writer.tree.look(path.as_str())? else { continue };
+            if !is_regular(&found) || found.st_size.unsigned_abs() != want.size {
+                continue;
+            }
+            let shown = writer.state.published_at(path.as_str());
+            let shown = shown.and_then(|(number, _)| Some(writer.state.file(number)?.content));
+            let shown = match shown.filter(|content| writer.state.is_held(content)) {
+                Some(content) => self.store.stamp(&content)?,
+                None => None,
+            };
+            if shown.is_none_or(|(shown, _)| shown.inode != found.st_ino) {
+                return Ok(Some(path.as_str().to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
     fn next_suspect(&self) -> Option<ContentHash> {
         let mut suspects = self.suspects.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let content = suspects.waiting.pop()?;
@@ -137,14 +157,16 @@ impl Mirror {
 
     /// Whether a suspected content is right after all; if not it is out of the tree and the store afterwards.
     fn recheck_one(&self, content: ContentHash) -> Result<bool, MirrorError> {
-        let expected = {
+        let is_held = {
             let mut writer = self.writer();
             writer.state.suspected(&content);
-            self.settle(&mut writer)?;
-            writer.state.stamp(&content)
+            let settled = self.settle(&mut writer);
+            self.lookup.settle_doubt(&content);
+            settled?;
+            writer.state.is_held(&content)
         };
         // Not held any more: nothing to check.
-        if expected.is_none() {
+        if !is_held {
             return Ok(true);
         }
         let hashed = match self.store.read(&content)? {
@@ -167,8 +189,8 @@ impl Mirror {
             return Ok(true);
         }
         for number in writer.state.published_of(&content) {
-            if let Some(row) = writer.state.row(number).cloned() {
-                writer.tree.remove(row.file.path.as_str())?;
+            if let Some(file) = writer.state.file(number) {
+                writer.tree.remove(file.path.as_str())?;
             }
         }
         self.store.remove(&content)?;
@@ -182,28 +204,12 @@ impl Mirror {
 fn displaced(writer: &mut Writer, content: &ContentHash, inode: u64) -> Result<Vec<RowNumber>, MirrorError> {
     let mut displaced = Vec::new();
     for number in writer.state.published_of(content) {
-        let Some(row) = writer.state.row(number).cloned() else { continue };
-        if writer.tree.look(row.file.path.as_str())?.is_none_or(|found| found.st_ino != inode) {
+        let Some(file) = writer.state.file(number) else { continue };
+        if writer.tree.look(file.path.as_str())?.is_none_or(|found| found.st_ino != inode) {
             displaced.push(number);
         }
     }
     Ok(displaced)
-}
-
-/// A path of the tree where a file of the right size stands that is not the version shown there now.
-fn candidate_path(writer: &mut Writer, want: &Want) -> Result<Option<String>, MirrorError> {
-    for path in writer.state.wanted_paths_of(&want.content) {
-        let Some(found) = writer.tree.look(path.as_str())? else { continue };
-        let shown = writer.state.published_at(path.as_str()).and_then(|(number, _)| {
-            let content = writer.state.row(number)?.file.content;
-            writer.state.stamp(&content)
-        });
-        let ours = shown.is_some_and(|shown| shown.inode == found.st_ino);
-        if is_regular(&found) && found.st_size.unsigned_abs() == want.size && !ours {
-            return Ok(Some(path.as_str().to_owned()));
-        }
-    }
-    Ok(None)
 }
 
 /// Hash, size and stamp of a file that did not change while it was read.

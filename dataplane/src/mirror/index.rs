@@ -24,9 +24,8 @@ pub(super) struct Index {
 /// What the index knew.
 #[derive(Default)]
 pub(super) struct Stored {
-    pub(super) target: u64,
-    pub(super) complete: u64,
-    pub(super) rows: Vec<(RowNumber, StoredRow)>,
+    /// The rows, and how far it was.
+    pub(super) state: State,
     pub(super) links: Vec<(RepoPath, LinkState)>,
     pub(super) blobs: Vec<(ContentHash, Stamp)>,
 }
@@ -123,12 +122,17 @@ fn read_from(database: &Database) -> Result<Stored, redb::Error> {
     let transaction = database.begin_read()?;
     let mut stored = Stored::default();
     let numbers = transaction.open_table(NUMBERS)?;
-    stored.target = numbers.get("target")?.map_or(0, |found| found.value());
-    stored.complete = numbers.get("complete")?.map_or(0, |found| found.value());
+    stored.state.target = numbers.get("target")?.map_or(0, |found| found.value());
+    stored.state.complete = numbers.get("complete")?.map_or(0, |found| found.value());
+    let mut rows: Vec<(RowNumber, StoredRow)> = Vec::new();
     for entry in transaction.open_table(ROWS)?.iter()? {
         let (number, row) = entry?;
-        stored.rows.push((RowNumber(number.value()), decode(row.value())?));
+        rows.push((RowNumber(number.value()), decode(row.value())?));
+        if rows.len() == BATCH_ROWS {
+            stored.state.restore_rows(std::mem::take(&mut rows));
+        }
     }
+    stored.state.restore_rows(rows);
     for entry in transaction.open_table(LINKS)?.iter()? {
         let (path, link) = entry?;
         let path = path.value().parse().map_err(|_| corrupted("a path"))?;
@@ -159,9 +163,9 @@ fn write_to(database: &Database, state: &State, dirty: &Dirty) -> Result<(), red
             }
         }
         let mut blobs = transaction.open_table(BLOBS)?;
-        for content in &dirty.blobs {
-            match state.stamp(content) {
-                Some(stamp) => drop(blobs.insert(content.0, encode(&stamp)?.as_slice())?),
+        for (content, stamp) in &dirty.blobs {
+            match stamp {
+                Some(stamp) => drop(blobs.insert(content.0, encode(stamp)?.as_slice())?),
                 None => drop(blobs.remove(content.0)?),
             }
         }
@@ -194,6 +198,9 @@ const LINKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("links");
 const BLOBS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("blobs");
 
 const FORMAT: u64 = 2;
+
+/// Rows that are put into the state at once.
+const BATCH_ROWS: usize = 65_536;
 
 /// Of pages that redb keeps in memory at most.
 const CACHE_BYTES: usize = 64 << 20;

@@ -1,71 +1,101 @@
 //! What the mirror serves, found by path or content from memory: readers never wait for the writer.
 //!
-//! The table is cut into shards, each an immutable set that the writer replaces as a whole; a batch of 256
-//! new files among two million copies about an eighth of them, in the background. There is one writer
-//! at a time.
+//! Readers have a copy of the writer's table, which shares what did not change and is replaced as a whole. What a
+//! reader finds wrong is not served from that moment on, until the table says what came of it.
 
-use std::borrow::Borrow;
-use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher as _, Hash, Hasher};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 
 use arc_swap::ArcSwap;
 use freshet_api::ContentHash;
 use freshet_api::manifest::RepoPath;
+use freshet_api::table::{Entry, Table};
 
-use super::state::Row;
+use super::Held;
+use super::blobs::blob_bytes;
+use super::row::Row;
 
 pub(super) struct Lookup {
-    paths: Shards<ByPath>,
-    contents: Shards<ByContent>,
+    table: ArcSwap<Table<Row>>,
     links: ArcSwap<BTreeMap<RepoPath, String>>,
-}
-
-/// One change of what can be found.
-pub(super) enum Change {
-    Path(RepoPath, Option<Arc<Row>>),
-    Content(ContentHash, Option<Arc<Row>>),
+    /// Almost always empty: contents that a reader doubts, until the writer knows.
+    doubted: ArcSwap<HashSet<ContentHash>>,
 }
 
 impl Lookup {
     pub(super) fn new() -> Self {
-        Self { paths: Shards::new(), contents: Shards::new(), links: ArcSwap::default() }
+        Self { table: ArcSwap::default(), links: ArcSwap::default(), doubted: ArcSwap::default() }
     }
 
     /// What stands at `path` (no leading `/`), symbolic links of the manifest followed.
-    pub(super) fn path(&self, path: &str) -> Option<Arc<Row>> {
-        if let Some(row) = self.paths.find(path, |found| Arc::clone(&found.0)) {
-            return Some(row);
-        }
-        let links = self.links.load();
-        if links.is_empty() {
-            return None;
-        }
-        let resolved = resolve(&links, path)?;
-        self.paths.find(resolved.as_str(), |found| Arc::clone(&found.0))
+    pub(super) fn path(&self, path: &str) -> Option<Held> {
+        let table = self.table.load();
+        let at = |path: &str| table.at(path).find(|entry| entry.row().is_served()).map(|entry| held(&entry));
+        let found = at(path).or_else(|| {
+            let links = self.links.load();
+            if links.is_empty() { None } else { at(&resolve(&links, path)?) }
+        });
+        found.filter(|held| !self.is_doubted(&held.content))
     }
 
     /// A file with this content.
-    pub(super) fn content(&self, content: &ContentHash) -> Option<Arc<Row>> {
-        self.contents.find(content, |found| Arc::clone(&found.0))
+    pub(super) fn content(&self, content: &ContentHash) -> Option<Held> {
+        let table = self.table.load();
+        let first = table.with_content(content).next().filter(|entry| entry.row().is_trusted())?;
+        (!self.is_doubted(content)).then(|| held(&first))
     }
 
-    pub(super) fn apply(&self, changes: Vec<Change>) {
-        let mut paths = Vec::new();
-        let mut contents = Vec::new();
-        for change in changes {
-            match change {
-                Change::Path(path, row) => paths.push((path, row.map(ByPath))),
-                Change::Content(content, row) => contents.push((content, row.map(ByContent))),
-            }
-        }
-        self.paths.apply::<RepoPath, str>(paths);
-        self.contents.apply::<ContentHash, ContentHash>(contents);
+    /// Whether a content is held and may be served.
+    pub(super) fn holds(&self, content: &ContentHash) -> bool {
+        let table = self.table.load();
+        let first = table.with_content(content).next();
+        first.is_some_and(|entry| entry.row().is_trusted()) && !self.is_doubted(content)
+    }
+
+    /// Shows readers a new state.
+    pub(super) fn set_table(&self, table: Table<Row>) {
+        self.table.store(table.into());
     }
 
     pub(super) fn set_links(&self, links: BTreeMap<RepoPath, String>) {
-        self.links.store(Arc::new(links));
+        self.links.store(links.into());
+    }
+
+    /// Nothing of this content is served until [`Lookup::settle_doubt`].
+    pub(super) fn doubt(&self, content: ContentHash) {
+        self.doubted.rcu(|doubted| {
+            let mut doubted = HashSet::clone(doubted);
+            doubted.insert(content);
+            doubted
+        });
+    }
+
+    /// The table says now whether this content may be served.
+    pub(super) fn settle_doubt(&self, content: &ContentHash) {
+        if self.is_doubted(content) {
+            self.doubted.rcu(|doubted| {
+                let mut doubted = HashSet::clone(doubted);
+                doubted.remove(content);
+                doubted
+            });
+        }
+    }
+
+    fn is_doubted(&self, content: &ContentHash) -> bool {
+        let doubted = self.doubted.load();
+        !doubted.is_empty() && doubted.contains(content)
+    }
+}
+
+fn held(entry: &Entry<'_, Row>) -> Held {
+    let row = entry.row();
+    Held {
+        file: row.file(),
+        path: entry.path(),
+        content: *entry.content(),
+        size: row.size(),
+        mtime: row.mtime(),
+        blob: blob_bytes(entry.content()),
+        blob_mtime: row.blob_mtime(),
     }
 }
 
@@ -108,84 +138,6 @@ fn resolve(links: &BTreeMap<RepoPath, String>, path: &str) -> Option<String> {
     }
     None
 }
-
-struct ByPath(Arc<Row>);
-struct ByContent(Arc<Row>);
-
-macro_rules! keyed {
-    ($name:ident, $key:ty, $of:expr) => {
-        impl Borrow<$key> for $name {
-            fn borrow(&self) -> &$key {
-                let of: fn(&Row) -> &$key = $of;
-                of(&self.0)
-            }
-        }
-        impl Hash for $name {
-            fn hash<H: Hasher>(&self, state: &mut H) {
-                let key: &$key = self.borrow();
-                key.hash(state);
-            }
-        }
-        impl PartialEq for $name {
-            fn eq(&self, other: &Self) -> bool {
-                let (one, two): (&$key, &$key) = (self.borrow(), other.borrow());
-                one == two
-            }
-        }
-        impl Eq for $name {}
-        impl Clone for $name {
-            fn clone(&self) -> Self {
-                Self(Arc::clone(&self.0))
-            }
-        }
-    };
-}
-keyed!(ByPath, str, |row| row.file.path.as_str());
-keyed!(ByContent, ContentHash, |row| &row.file.content);
-
-struct Shards<T> {
-    shards: Box<[ArcSwap<HashSet<T>>]>,
-    hasher: RandomState,
-}
-
-impl<T: Hash + Eq + Clone> Shards<T> {
-    fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(), hasher: RandomState::new() }
-    }
-
-    fn shard<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
-        // The modulus is below 2^12, so the cast loses nothing.
-        (self.hasher.hash_one(key) % SHARDS as u64) as usize
-    }
-
-    fn find<Q: Hash + Eq + ?Sized, R>(&self, key: &Q, then: impl FnOnce(&T) -> R) -> Option<R>
-    where
-        T: Borrow<Q>,
-    {
-        self.shards[self.shard(key)].load().get(key).map(then)
-    }
-
-    fn apply<K: Borrow<Q>, Q: Hash + Eq + ?Sized>(&self, changes: Vec<(K, Option<T>)>)
-    where
-        T: Borrow<Q>,
-    {
-        let mut by_shard: HashMap<usize, Vec<(K, Option<T>)>> = HashMap::new();
-        for change in changes {
-            by_shard.entry(self.shard(change.0.borrow())).or_default().push(change);
-        }
-        for (shard, changes) in by_shard {
-            let mut set = HashSet::clone(&self.shards[shard].load());
-            for (key, value) in changes {
-                set.remove(key.borrow());
-                set.extend(value);
-            }
-            self.shards[shard].store(Arc::new(set));
-        }
-    }
-}
-
-/// Shards of each table.
-const SHARDS: usize = 4096;
 
 /// Symbolic links followed for one path at most.
 const LINK_HOPS_MAX: usize = 16;

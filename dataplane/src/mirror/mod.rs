@@ -14,11 +14,13 @@ mod index;
 mod lookup;
 mod publish;
 mod report;
+mod row;
 mod selection;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tree;
+mod weigh;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -38,12 +40,13 @@ pub use incoming::{Arrived, Incoming, ReceiveError};
 pub use publish::Finished;
 pub use selection::{Selection, SelectionError};
 pub use state::Want;
+pub use weigh::{WeighError, Weight, weigh};
 
-use blobs::{BlobStore, blob_bytes};
+use blobs::BlobStore;
 use index::{Index, Stored};
 use lookup::Lookup;
 use report::Report;
-use state::{Row, State};
+use state::State;
 use tree::Tree;
 
 /// Where the mirror is.
@@ -132,11 +135,13 @@ impl Mirror {
         let store = Arc::new(BlobStore::open(&options.state, options.reserve_bytes)?);
         let tree = Tree::open(&options.tree)?;
         check_one_filesystem(&store, &tree, &options)?;
-        let (index, stored) = Index::open(options.state.join("index.redb"))?;
-        let writer = Writer { state: State::default(), tree, index, strays: HashSet::new() };
+        let (index, mut stored) = Index::open(options.state.join("index.redb"))?;
+        let state = std::mem::take(&mut stored.state);
+        let target = state.target;
+        let writer = Writer { state, tree, index, strays: HashSet::new() };
         let selection_path = options.state.join("selection");
         let selected = std::fs::read_to_string(&selection_path).unwrap_or_default();
-        let reselect = AtomicBool::new(stored.target > 0 && selected != options.selection.text());
+        let reselect = AtomicBool::new(target > 0 && selected != options.selection.text());
         let mirror = Arc::new(Self {
             store,
             lookup: Lookup::new(),
@@ -155,12 +160,12 @@ impl Mirror {
     /// What stands at a path, with or without a leading `/`; symbolic links of the manifest are followed.
     pub fn find(&self, path: &[u8]) -> Option<Held> {
         let path = std::str::from_utf8(path).ok()?;
-        self.lookup.path(path.strip_prefix('/').unwrap_or(path)).and_then(|row| held(&row))
+        self.lookup.path(path.strip_prefix('/').unwrap_or(path))
     }
 
     /// A file with this content, also one that left the tree less than a grace period ago.
     pub fn find_content(&self, content: &ContentHash) -> Option<Held> {
-        self.lookup.content(content).and_then(|row| held(&row))
+        self.lookup.content(content)
     }
 
     /// The directory that [`Held::blob`] is relative to.
@@ -197,9 +202,7 @@ impl Mirror {
     /// Something was wrong with a blob when it was served (a read error, another size or time): it is not
     /// served any more until it was hashed again, and fetched again if it is not what it should be.
     pub fn distrust(&self, content: &ContentHash) {
-        if let Some(row) = self.lookup.content(content) {
-            row.blob.trusted.store(false, Ordering::Release);
-        }
+        self.lookup.doubt(*content);
         self.suspect(*content);
     }
 
@@ -300,8 +303,8 @@ impl Mirror {
                 writer.state.still_dirty(dirty);
             }
         }
-        let (changes, held) = writer.state.take_changes();
-        self.lookup.apply(changes);
+        let held = writer.state.take_held_changes();
+        self.lookup.set_table(writer.state.table());
         let totals = writer.state.totals;
         let mut report = self.report();
         for (file, is_held) in held {
@@ -322,10 +325,6 @@ impl Mirror {
         let mut writer = self.writer();
         let Writer { state, strays, .. } = &mut *writer;
         *strays = self.store.list()?;
-        (state.target, state.complete) = (stored.target, stored.complete);
-        for (number, row) in stored.rows {
-            state.restore_row(number, row);
-        }
         for (path, link) in stored.links {
             state.restore_link(path, link);
         }
@@ -336,7 +335,7 @@ impl Mirror {
             strays.remove(&content);
             let shown = state.published_of(&content).len() as u64;
             let trusted = found == recorded && links > shown;
-            state.restore_blob(content, found, trusted);
+            state.restore_blob(&content, &found, trusted);
             if !trusted {
                 self.suspect(content);
             }
@@ -361,18 +360,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
             path: "the mirror".into(),
             source: std::io::Error::other(stopped),
         })
-    })
-}
-
-fn held(row: &Row) -> Option<Held> {
-    row.blob.trusted.load(Ordering::Acquire).then(|| Held {
-        file: row.file.file,
-        path: row.file.path.clone(),
-        content: row.file.content,
-        size: row.file.size,
-        mtime: row.file.mtime,
-        blob: blob_bytes(&row.file.content),
-        blob_mtime: row.blob.mtime.load(Ordering::Relaxed),
     })
 }
 

@@ -56,7 +56,7 @@ impl Mirror {
         let mut failed = None;
         let mut kept: Vec<ContentHash> = in_place.into_iter().map(|(content, _)| content).collect();
         for (content, aside) in &asides {
-            if writer.state.stamp(content).is_some() {
+            if writer.state.is_held(content) {
                 // It came another way meanwhile, and the tree shows that inode.
                 self.store.discard(aside);
                 continue;
@@ -149,10 +149,13 @@ impl Mirror {
                 self.store.remove(&content)?;
             }
         }
-        for content in writer.state.unused_since(now().saturating_sub(grace)) {
-            writer.state.suspected(&content);
-            self.store.remove(&content)?;
-            writer.state.swept(&content);
+        let unused = writer.state.unused_since(now().saturating_sub(grace));
+        unused.iter().for_each(|content| writer.state.suspected(content));
+        // No reader may be sent to a blob that is about to go.
+        self.lookup.set_table(writer.state.table());
+        for content in &unused {
+            self.store.remove(content)?;
+            writer.state.swept(content);
         }
         let keep: std::collections::HashSet<ContentHash> =
             writer.state.missing().into_iter().map(|want| want.content).collect();
@@ -167,10 +170,10 @@ impl Mirror {
         if last {
             // The index of indexes lies above the others: it comes after them.
             let depth = |number: &RowNumber| {
-                let path = writer.state.row(*number).map(|row| row.file.path.as_str().matches('/').count());
+                let path = writer.state.file(*number).map(|file| file.path.as_str().matches('/').count());
                 std::cmp::Reverse(path)
             };
-            rows.sort_by_key(depth);
+            rows.sort_by_cached_key(depth);
         }
         let mut blocked = Vec::new();
         for rows in rows.chunks(RECORD_ROWS) {
@@ -192,9 +195,8 @@ impl Mirror {
         let mut failed = None;
         writer.tree.forget();
         for &number in rows {
-            let Some(row) = writer.state.row(number).cloned() else { continue };
-            let path = &row.file.path;
-            let content = row.file.content;
+            let Some(file) = writer.state.file(number) else { continue };
+            let (path, content) = (&file.path, file.content);
             let blob = blob_name(&content);
             let mut tries = 0;
             let placed = loop {
@@ -324,10 +326,10 @@ impl Mirror {
 
     /// Takes a file of ours out of the tree; its blob stays for the grace period.
     fn remove_row(&self, writer: &mut Writer, number: RowNumber) -> Result<(), MirrorError> {
-        let Some(row) = writer.state.row(number).cloned() else { return Ok(()) };
-        writer.tree.remove(row.file.path.as_str())?;
+        let Some(file) = writer.state.file(number) else { return Ok(()) };
+        writer.tree.remove(file.path.as_str())?;
         writer.state.unpublished(number, now());
-        self.restamp(writer, &row.file.content)
+        self.restamp(writer, &file.content)
     }
 
     fn remove_link(&self, writer: &mut Writer, path: &str) -> Result<(), MirrorError> {
@@ -363,6 +365,7 @@ impl Mirror {
             && !writer.state.restamped(*content, stamp)
         {
             writer.state.suspected(content);
+            self.lookup.doubt(*content);
             self.suspect(*content);
         }
         Ok(())
@@ -392,10 +395,7 @@ fn in_the_way(blocked: Vec<Blocked>) -> Option<MirrorError> {
 }
 
 fn sort_by_path(writer: &Writer, rows: &mut [RowNumber]) {
-    rows.sort_by(|a, b| {
-        let path = |number: &RowNumber| writer.state.row(*number).map(|row| &row.file.path);
-        path(a).cmp(&path(b))
-    });
+    rows.sort_by_cached_key(|number| writer.state.file(*number).map(|file| file.path));
 }
 
 /// Rows that are recorded with one transaction.

@@ -86,16 +86,17 @@ impl Selection {
         manifest.files.retain(|file| self.selects(file.path.as_str()));
         manifest.links.retain(|link| self.selects(link.path.as_str()));
         let Some(quota) = self.quota else { return };
-        let mut order: Vec<usize> = (0..manifest.files.len()).collect();
+        let files: Vec<ManifestFile> = manifest.files.iter().collect();
+        let mut order: Vec<usize> = (0..files.len()).collect();
         order.sort_by_key(|&number| {
-            let ManifestFile { last, mtime, ref path, .. } = manifest.files[number];
+            let ManifestFile { last, mtime, ref path, .. } = files[number];
             (!last, std::cmp::Reverse(mtime), path.clone())
         });
         let mut taken = HashSet::new();
         let mut left = quota.saturating_sub(held_bytes);
-        let mut keep = vec![false; manifest.files.len()];
+        let mut keep = vec![false; files.len()];
         for number in order {
-            let file = &manifest.files[number];
+            let file = &files[number];
             let known = held.contains(&file.content) || taken.contains(&file.content);
             let fits = file.size <= left;
             if !known && !fits && !file.last {
@@ -128,7 +129,7 @@ mod tests {
     }
 
     fn left(selection: &Selection, files: &[ManifestFile], held: &[&ManifestFile]) -> Vec<String> {
-        let mut manifest = Manifest { files: files.to_vec(), ..Manifest::default() };
+        let mut manifest = Manifest { files: files.to_vec().into(), ..Manifest::default() };
         let bytes = held.iter().map(|file| file.size).sum();
         selection.apply(&mut manifest, &held.iter().map(|file| file.content).collect(), bytes);
         manifest.files.iter().map(|file| file.path.to_string()).collect()

@@ -1,38 +1,23 @@
 //! What the mirror must hold, what it holds and what it shows: the writer's view, in memory.
 //!
-//! No I/O happens here. Each change marks what the index must learn; the index follows, and after a kill -9
-//! the steps it missed are simply done again.
+//! One table has it all; readers get copies of it that share what did not change. No I/O happens here. Each change
+//! marks what the index must learn; the index follows, and after a kill -9 the steps it missed are simply done again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use freshet_api::manifest::{Manifest, ManifestFile, RepoPath};
+use freshet_api::table::{Entry, Table};
 use freshet_api::{ContentHash, FileId};
 use serde::{Deserialize, Serialize};
 
 use super::MirrorError;
-use super::lookup::{Change, link_target};
+use super::lookup::link_target;
+use super::row::Row;
 
 /// One version of one path, numbered by this mirror: control may number anew, paths and contents stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RowNumber(pub(super) u32);
-
-/// What is served for a file; shared with the readers.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) file: ManifestFile,
-    pub(super) blob: Arc<Blob>,
-}
-
-/// What readers must know of a blob.
-#[derive(Debug)]
-pub(super) struct Blob {
-    /// Cleared when it is suspected; nothing of it is served until it was hashed again.
-    pub(super) trusted: AtomicBool,
-    /// Of the blob on disk, seconds since the epoch: identical contents share one.
-    pub(super) mtime: AtomicI64,
-}
 
 /// What a blob looked like on disk when it was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +26,15 @@ pub(super) struct Stamp {
     pub(super) size: u64,
     pub(super) mtime: (i64, u32),
     pub(super) ctime: (i64, u32),
+}
+
+impl Stamp {
+    /// What tells that something else than a link was done to the blob; kept per row instead of the whole.
+    fn digest(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        (self.inode, self.size, self.mtime).hash(&mut hasher);
+        hasher.finish() as u32
+    }
 }
 
 /// What stands in the tree below a directory, and whether each is wanted there.
@@ -66,40 +60,16 @@ pub(super) struct LinkState {
     pub(super) published: Option<String>,
 }
 
-struct Slot {
-    row: Arc<Row>,
-    wanted: bool,
-    published: bool,
-    retired: Option<i64>,
-}
-
-#[derive(Default)]
-struct PathState {
-    wanted: Option<RowNumber>,
-    published: Option<RowNumber>,
-}
-
-struct BlobState {
-    blob: Arc<Blob>,
-    size: u64,
-    /// What it is on disk; `None` while it is missing.
-    stamp: Option<Stamp>,
-    /// Ascending, because numbers are given so.
-    rows: Vec<RowNumber>,
-}
-
 #[derive(Default)]
 pub(super) struct State {
     pub(super) target: u64,
     pub(super) complete: u64,
     next_row: u32,
-    rows: HashMap<RowNumber, Slot>,
-    paths: BTreeMap<RepoPath, PathState>,
+    table: Table<Row>,
+    /// When rows were neither wanted nor published any more, seconds since the epoch.
+    retired: BTreeMap<RowNumber, i64>,
     links: BTreeMap<RepoPath, LinkState>,
-    blobs: HashMap<ContentHash, BlobState>,
-    wanted_files: HashMap<FileId, RowNumber>,
     dirty: Dirty,
-    changes: Vec<Change>,
     held_changes: Vec<(FileId, bool)>,
     pub(super) totals: Totals,
 }
@@ -109,7 +79,8 @@ pub(super) struct State {
 pub(super) struct Dirty {
     pub(super) rows: BTreeSet<RowNumber>,
     pub(super) links: BTreeSet<RepoPath>,
-    pub(super) blobs: BTreeSet<ContentHash>,
+    /// Blobs as they are on disk now; `None` for those that are gone.
+    pub(super) blobs: BTreeMap<ContentHash, Option<Stamp>>,
     pub(super) sequences: bool,
 }
 
@@ -146,20 +117,23 @@ pub struct Want {
 }
 
 impl State {
-    /// Puts a stored row back; the blob's stamp comes by [`State::restore_blob`].
-    pub(super) fn restore_row(&mut self, number: RowNumber, stored: StoredRow) {
-        self.next_row = self.next_row.max(number.0.saturating_add(1));
-        let StoredRow { file, wanted, published, retired } = stored;
-        let blob = self.attach(&file, number);
-        let path = self.paths.entry(file.path.clone()).or_default();
-        if wanted {
-            path.wanted = Some(number);
-            self.wanted_files.insert(file.file, number);
+    /// Puts stored rows back; their blobs' stamps come by [`State::restore_blob`].
+    pub(super) fn restore_rows(&mut self, rows: Vec<(RowNumber, StoredRow)>) {
+        let numbers: Vec<u32> = rows.iter().map(|(number, _)| number.0).collect();
+        let highest = numbers.iter().max().map_or(0, |number| number.saturating_add(1));
+        self.next_row = self.next_row.max(highest);
+        for (number, stored) in &rows {
+            if let Some(retired) = stored.retired {
+                self.retired.insert(*number, retired);
+            }
         }
-        if published {
-            path.published = Some(number);
-        }
-        self.rows.insert(number, Slot { row: Arc::new(Row { file, blob }), wanted, published, retired });
+        self.table.extend(rows.into_iter().map(|(number, stored)| {
+            let mut row = Row::new(&stored.file);
+            row.set(Row::WANTED, stored.wanted);
+            row.set(Row::PUBLISHED, stored.published);
+            (number.0, stored.file.path, stored.file.content, row)
+        }));
+        self.settle_in(numbers.into_iter());
     }
 
     pub(super) fn restore_link(&mut self, path: RepoPath, link: LinkState) {
@@ -167,20 +141,18 @@ impl State {
     }
 
     /// Says what is on disk for a content; untrusted, it is held but not served.
-    pub(super) fn restore_blob(&mut self, content: ContentHash, stamp: Stamp, trusted: bool) {
-        if let Some(slot) = self.blobs.get_mut(&content) {
-            slot.stamp = Some(stamp);
-            slot.blob.mtime.store(stamp.mtime.0, Ordering::Relaxed);
-            slot.blob.trusted.store(trusted, Ordering::Release);
-        }
+    pub(super) fn restore_blob(&mut self, content: &ContentHash, stamp: &Stamp, trusted: bool) {
+        self.change_content(content, |row| {
+            row.set_blob(stamp.mtime.0, stamp.digest());
+            row.set(Row::HELD, true);
+            row.set(Row::TRUSTED, trusted);
+        });
     }
 
-    /// Tells the readers everything, after a start.
+    /// Tells the report everything, after a start.
     pub(super) fn announce_all(&mut self) {
-        let contents: Vec<ContentHash> = self.blobs.keys().copied().collect();
-        for content in contents {
-            self.announce(&content);
-        }
+        let wanted = self.table.iter().filter(|entry| entry.row().is(Row::WANTED));
+        self.held_changes.extend(wanted.map(|entry| (entry.row().file(), entry.row().is_served())));
         self.recount();
     }
 
@@ -193,36 +165,20 @@ impl State {
         }
         self.check(manifest)?;
         if manifest.base.is_none() {
-            let wanted: Vec<RowNumber> = self.wanted_files.drain().map(|(_, number)| number).collect();
-            let listed: HashMap<&RepoPath, &ManifestFile> =
-                manifest.files.iter().map(|file| (&file.path, file)).collect();
-            for number in wanted {
-                let file = &self.rows[&number].row.file;
-                let stays = listed.get(&file.path).is_some_and(|new| same_version(new, file));
-                if stays {
-                    self.wanted_files.insert(file.file, number);
-                } else {
-                    self.unwant(number, now);
-                }
-            }
-            let links: BTreeSet<&RepoPath> = manifest.links.iter().map(|link| &link.path).collect();
-            let gone: Vec<RepoPath> =
-                self.links.keys().filter(|path| !links.contains(path)).cloned().collect();
-            gone.into_iter().for_each(|path| self.want_link(path, None));
+            self.unwant_what_is_not_in(manifest, now);
         }
-        for file in &manifest.removed_files {
-            if let Some(number) = self.wanted_files.remove(file) {
+        let removed: HashSet<FileId> = manifest.removed_files.iter().copied().collect();
+        if !removed.is_empty() {
+            for number in self.numbers(|row| row.is(Row::WANTED) && removed.contains(&row.file())) {
                 self.unwant(number, now);
             }
         }
         for path in &manifest.removed_links {
             self.want_link(path.clone(), None);
         }
-        for file in &manifest.files {
-            self.want(file, now);
-        }
+        self.want_all(manifest, now);
         for link in &manifest.links {
-            let taken = self.paths.get(&link.path).is_some_and(|path| path.wanted.is_some());
+            let taken = self.table.at(link.path.as_str()).any(|entry| entry.row().is(Row::WANTED));
             let inside = link_target(link.path.as_str(), &link.target).is_some();
             if taken || !inside {
                 tracing::warn!(path = %link.path, target = link.target, taken, inside,
@@ -232,10 +188,8 @@ impl State {
         }
         if manifest.base.is_none() {
             // Control may have numbered anew, and given one file's old number to another.
-            for slot in self.rows.values().filter(|slot| slot.wanted) {
-                let held = slot.published && self.trusted(&slot.row.file.content);
-                self.held_changes.push((slot.row.file.file, held));
-            }
+            let wanted = self.table.iter().filter(|entry| entry.row().is(Row::WANTED));
+            self.held_changes.extend(wanted.map(|entry| (entry.row().file(), entry.row().is_served())));
         }
         self.target = manifest.sequence;
         self.dirty.sequences = true;
@@ -250,146 +204,190 @@ impl State {
             return (held, 0);
         }
         let removed: HashSet<FileId> = manifest.removed_files.iter().copied().collect();
-        let replaced: HashSet<&RepoPath> = manifest.files.iter().map(|file| &file.path).collect();
+        let replaced: HashSet<RepoPath> = manifest.files.iter().map(|file| file.path).collect();
         let mut bytes = 0;
-        for slot in self.rows.values().filter(|slot| slot.wanted) {
-            let file = &slot.row.file;
-            let stays = !removed.contains(&file.file) && !replaced.contains(&file.path);
-            if stays && held.insert(file.content) {
-                bytes += file.size;
+        self.table.for_each_path(|entry, path| {
+            let row = entry.row();
+            let stays = row.is(Row::WANTED) && !removed.contains(&row.file()) && !replaced.contains(path);
+            if stays && held.insert(*entry.content()) {
+                bytes += row.size();
             }
-        }
+        });
         (held, bytes)
+    }
+
+    fn unwant_what_is_not_in(&mut self, manifest: &Manifest, now: i64) {
+        if self.table.iter().any(|entry| entry.row().is(Row::WANTED)) {
+            let listed: HashMap<RepoPath, (ContentHash, u64)> =
+                manifest.files.iter().map(|file| (file.path, (file.content, file.size))).collect();
+            let mut gone = Vec::new();
+            self.table.for_each_path(|entry, path| {
+                let version = (*entry.content(), entry.row().size());
+                if entry.row().is(Row::WANTED) && listed.get(path) != Some(&version) {
+                    gone.push(RowNumber(entry.number()));
+                }
+            });
+            gone.into_iter().for_each(|number| self.unwant(number, now));
+        }
+        let links: BTreeSet<&RepoPath> = manifest.links.iter().map(|link| &link.path).collect();
+        let gone: Vec<RepoPath> = self.links.keys().filter(|path| !links.contains(path)).cloned().collect();
+        gone.into_iter().for_each(|path| self.want_link(path, None));
     }
 
     /// The manifest's own contradictions, before anything is changed.
     fn check(&self, manifest: &Manifest) -> Result<(), MirrorError> {
-        let mut sizes: HashMap<ContentHash, u64> = HashMap::new();
+        let fail = |content: &ContentHash, one: u64, other: u64| {
+            let what = format!("{content} is both {one} and {other} bytes long");
+            Err(MirrorError::Contradiction { what })
+        };
+        let mut sizes: Vec<(ContentHash, u64)> = Vec::with_capacity(manifest.files.len());
         for file in &manifest.files {
-            let known = self.blobs.get(&file.content).map(|slot| slot.size);
-            let size = known.unwrap_or_else(|| *sizes.entry(file.content).or_insert(file.size));
-            if size != file.size {
-                let what = format!("{} is both {size} and {} bytes long", file.content, file.size);
-                return Err(MirrorError::Contradiction { what });
+            match self.table.with_content(&file.content).next() {
+                Some(known) if known.row().size() != file.size => {
+                    return fail(&file.content, known.row().size(), file.size);
+                }
+                Some(_) => {}
+                None => sizes.push((file.content, file.size)),
+            }
+        }
+        sizes.sort_unstable();
+        for pair in sizes.windows(2) {
+            if pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1 {
+                return fail(&pair[0].0, pair[0].1, pair[1].1);
             }
         }
         Ok(())
     }
 
+    /// Makes all files of a manifest wanted. Those of new paths go into the table together.
+    fn want_all(&mut self, manifest: &Manifest, now: i64) {
+        let mut new: Vec<ManifestFile> = Vec::new();
+        for file in &manifest.files {
+            let follows = new.last().is_none_or(|before| before.path < file.path);
+            if !follows || new.len() == ADDED_MAX {
+                // What is not in the order of paths may be among the new ones.
+                self.add(std::mem::take(&mut new));
+            }
+            if self.links.get(&file.path).is_some_and(|link| link.wanted.is_some()) {
+                self.want_link(file.path.clone(), None);
+            }
+            if self.table.at(file.path.as_str()).next().is_some() {
+                self.want(&file, now);
+            } else {
+                new.push(file);
+            }
+        }
+        self.add(new);
+    }
+
     fn want(&mut self, file: &ManifestFile, now: i64) {
-        let state = self.paths.entry(file.path.clone()).or_default();
-        let candidates = [state.wanted, state.published];
-        let known =
-            candidates.into_iter().flatten().find(|number| same_version(&self.rows[number].row.file, file));
-        if let Some(old) = state.wanted
+        let (mut wanted, mut known) = (None, None);
+        for entry in self.table.at(file.path.as_str()) {
+            let number = RowNumber(entry.number());
+            let row = entry.row();
+            if row.is(Row::WANTED) {
+                wanted = Some(number);
+            }
+            if (row.is(Row::WANTED) || (row.is(Row::PUBLISHED) && known.is_none()))
+                && is_version(&entry, file)
+            {
+                known = Some(number);
+            }
+        }
+        if let Some(old) = wanted
             && known != Some(old)
         {
-            let id = self.rows[&old].row.file.file;
-            if self.wanted_files.get(&id) == Some(&old) {
-                self.wanted_files.remove(&id);
-            }
             self.unwant(old, now);
         }
-        let number = match known {
-            Some(number) => {
-                self.renew(number, file);
-                number
-            }
-            None => self.add(file),
-        };
-        self.paths.entry(file.path.clone()).or_default().wanted = Some(number);
-        if self.links.get(&file.path).is_some_and(|link| link.wanted.is_some()) {
-            self.want_link(file.path.clone(), None);
-        }
-        self.wanted_files.insert(file.file, number);
-        let slot = self.rows.get_mut(&number).expect("a row that was just found or added");
-        slot.wanted = true;
-        slot.retired = None;
+        let Some(number) = known else { return self.add(vec![file.clone()]) };
+        self.renew(number, file);
+        self.table.change(number.0, |row| row.set(Row::WANTED, true));
+        self.retired.remove(&number);
         self.dirty.rows.insert(number);
         self.announce_row(number);
-        self.announce_content(&file.content);
     }
 
     /// Takes over what may change without the content: number, time, order.
     fn renew(&mut self, number: RowNumber, file: &ManifestFile) {
-        let slot = self.rows.get_mut(&number).expect("the caller found it");
-        if slot.row.file != *file {
-            if slot.wanted && slot.row.file.file != file.file {
-                if self.wanted_files.get(&slot.row.file.file) == Some(&number) {
-                    self.wanted_files.remove(&slot.row.file.file);
-                }
-                self.held_changes.push((slot.row.file.file, false));
-            }
-            slot.row = Arc::new(Row { file: file.clone(), blob: Arc::clone(&slot.row.blob) });
+        let Some(before) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
+        if before.is(Row::WANTED) && before.file() != file.file {
+            self.held_changes.push((before.file(), false));
         }
+        self.table.change(number.0, |row| row.renew(file));
     }
 
-    fn add(&mut self, file: &ManifestFile) -> RowNumber {
-        let number = RowNumber(self.next_row);
-        self.next_row += 1;
-        let blob = self.attach(file, number);
-        let row = Arc::new(Row { file: file.clone(), blob });
-        self.rows.insert(number, Slot { row, wanted: true, published: false, retired: None });
-        number
+    /// Adds wanted rows.
+    fn add(&mut self, files: Vec<ManifestFile>) {
+        let first = self.next_row;
+        self.next_row += files.len() as u32;
+        self.table.extend(files.into_iter().zip(first..).map(|(file, number)| {
+            let mut row = Row::new(&file);
+            row.set(Row::WANTED, true);
+            (number, file.path, file.content, row)
+        }));
+        self.settle_in(first..self.next_row);
+        self.dirty.rows.extend((first..self.next_row).map(RowNumber));
+        (first..self.next_row).for_each(|number| self.announce_row(RowNumber(number)));
     }
 
-    fn attach(&mut self, file: &ManifestFile, number: RowNumber) -> Arc<Blob> {
-        let slot = self.blobs.entry(file.content).or_insert_with(|| BlobState {
-            blob: Arc::new(Blob { trusted: AtomicBool::new(false), mtime: AtomicI64::new(file.mtime) }),
-            size: file.size,
-            stamp: None,
-            rows: Vec::with_capacity(1),
-        });
-        slot.rows.push(number);
-        Arc::clone(&slot.blob)
+    /// What rows that were just added must know of their content.
+    fn settle_in(&mut self, numbers: impl Iterator<Item = u32>) {
+        for number in numbers {
+            let Some(entry) = self.table.get(number) else { continue };
+            let Some(first) = self.table.with_content(entry.content()).next() else { continue };
+            let (chief, known) = (first.number(), *first.row());
+            if chief == number {
+                self.table.change(number, |row| row.set(Row::CHIEF, true));
+            } else {
+                self.table.change(chief, |row| row.set(Row::TWINS, true));
+                self.table.change(number, |row| row.share_blob(&known));
+            }
+        }
     }
 
     /// Takes a row out of the target; what stands in the tree stays until the new state is complete.
     fn unwant(&mut self, number: RowNumber, now: i64) {
-        let Some(slot) = self.rows.get_mut(&number) else { return };
-        slot.wanted = false;
-        self.held_changes.push((slot.row.file.file, false));
-        if let Some(path) = self.paths.get_mut(&slot.row.file.path)
-            && path.wanted == Some(number)
-        {
-            path.wanted = None;
-        }
+        let Some(row) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
+        self.table.change(number.0, |row| row.set(Row::WANTED, false));
+        self.held_changes.push((row.file(), false));
         self.dirty.rows.insert(number);
         self.settle(number, now);
     }
 
     /// Forgets a row that is neither wanted nor published, or keeps it for the grace period.
     fn settle(&mut self, number: RowNumber, now: i64) {
-        let Some(slot) = self.rows.get_mut(&number) else { return };
-        if slot.wanted || slot.published {
+        let Some(row) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
+        if row.is(Row::WANTED) || row.is(Row::PUBLISHED) {
             return;
         }
-        let content = slot.row.file.content;
-        let path = slot.row.file.path.clone();
-        slot.retired = Some(now);
+        self.retired.insert(number, now);
         self.dirty.rows.insert(number);
-        if self.paths.get(&path).is_some_and(|state| state.wanted.is_none() && state.published.is_none()) {
-            self.paths.remove(&path);
-        }
-        if self.blobs.get(&content).is_none_or(|blob| blob.stamp.is_none()) {
+        if !row.is(Row::HELD) {
             self.drop_row(number);
         }
     }
 
     fn drop_row(&mut self, number: RowNumber) {
-        let Some(slot) = self.rows.remove(&number) else { return };
-        let content = slot.row.file.content;
+        let Some((content, row)) = self.table.get(number.0).map(|entry| (*entry.content(), *entry.row()))
+        else {
+            return;
+        };
+        self.table.remove(number.0);
+        self.retired.remove(&number);
         self.dirty.rows.insert(number);
-        if let Some(blob) = self.blobs.get_mut(&content) {
-            if let Ok(at) = blob.rows.binary_search(&number) {
-                blob.rows.remove(at);
+        let next = self.table.with_content(&content).next().map(|next| next.number());
+        match next {
+            Some(next) if row.is(Row::CHIEF) => {
+                self.table.change(next, |row| {
+                    row.set(Row::CHIEF, true);
+                    row.set(Row::TWINS, true);
+                });
             }
-            if blob.rows.is_empty() {
-                self.blobs.remove(&content);
-                self.dirty.blobs.insert(content);
+            Some(_) => {}
+            None => {
+                self.dirty.blobs.insert(content, None);
             }
         }
-        self.announce_content(&content);
     }
 
     fn want_link(&mut self, path: RepoPath, target: Option<String>) {
@@ -404,27 +402,33 @@ impl State {
     /// What must be fetched: each content once, indexes last, otherwise in the order of paths.
     pub(super) fn missing(&self) -> Vec<Want> {
         let mut wants: HashMap<ContentHash, Want> = HashMap::new();
-        for (path, state) in &self.paths {
-            let Some(number) = state.wanted else { continue };
-            let file = &self.rows[&number].row.file;
-            let content = file.content;
-            if self.blobs[&content].stamp.is_some() {
+        for entry in self.table.iter() {
+            let row = entry.row();
+            if !row.is(Row::WANTED) || row.is(Row::HELD) {
                 continue;
             }
-            wants
-                .entry(content)
-                .and_modify(|want| {
-                    want.mtime = want.mtime.min(file.mtime);
-                    want.last &= file.last;
-                })
-                .or_insert_with(|| Want {
-                    content,
-                    size: file.size,
-                    etag: file.content.etag(),
-                    path: path.clone(),
-                    mtime: file.mtime,
-                    last: file.last,
-                });
+            let (content, path) = (*entry.content(), entry.path());
+            let new = Want {
+                content,
+                size: row.size(),
+                etag: content.etag(),
+                path,
+                mtime: row.mtime(),
+                last: row.is(Row::LAST),
+            };
+            match wants.entry(content) {
+                std::collections::hash_map::Entry::Occupied(mut want) => {
+                    let want = want.get_mut();
+                    want.mtime = want.mtime.min(new.mtime);
+                    want.last &= new.last;
+                    if new.path < want.path {
+                        want.path = new.path;
+                    }
+                }
+                std::collections::hash_map::Entry::Vacant(place) => {
+                    place.insert(new);
+                }
+            }
         }
         let mut wants: Vec<Want> = wants.into_values().collect();
         wants.sort_unstable_by(|a, b| (a.last, &a.path).cmp(&(b.last, &b.path)));
@@ -433,110 +437,107 @@ impl State {
 
     /// Whether any content is missing.
     pub(super) fn any_missing(&self) -> bool {
-        let missing = |number: RowNumber| self.stamp(&self.rows[&number].row.file.content).is_none();
-        self.paths.values().filter_map(|path| path.wanted).any(missing)
+        self.table.iter().any(|entry| entry.row().is(Row::WANTED) && !entry.row().is(Row::HELD))
     }
 
     /// Whether any row of the target is not in the tree.
     pub(super) fn any_unplaced(&self, last: bool) -> bool {
-        let mut wanted = self.paths.values().filter_map(|path| path.wanted).map(|number| &self.rows[&number]);
-        wanted.any(|slot| !slot.published && slot.row.file.last == last)
+        self.table.iter().any(|entry| {
+            let row = entry.row();
+            row.is(Row::WANTED) && !row.is(Row::PUBLISHED) && row.is(Row::LAST) == last
+        })
     }
 
     /// Contents whose files are in the tree by the index, and which the disk does not have.
     pub(super) fn published_without_blob(&self) -> Vec<ContentHash> {
-        let gone = |(content, slot): (&ContentHash, &BlobState)| {
-            let shown = slot.rows.iter().any(|number| {
-                let slot = &self.rows[number];
-                slot.published || slot.retired.is_some()
-            });
-            (slot.stamp.is_none() && shown).then_some(*content)
+        let shown = |entry: &Entry<'_, Row>| {
+            entry.row().is(Row::PUBLISHED) || self.retired.contains_key(&RowNumber(entry.number()))
         };
-        self.blobs.iter().filter_map(gone).collect()
+        let gone = self.table.iter().filter(|entry| !entry.row().is(Row::HELD) && shown(entry));
+        gone.map(|entry| *entry.content()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Paths at which a content is wanted, a few at most.
     pub(super) fn wanted_paths_of(&self, content: &ContentHash) -> Vec<RepoPath> {
-        let rows = self.blobs.get(content).map(|slot| slot.rows.as_slice()).unwrap_or_default();
-        let wanted = rows.iter().map(|number| &self.rows[number]).filter(|slot| slot.wanted);
-        wanted.take(CANDIDATE_PATHS_MAX).map(|slot| slot.row.file.path.clone()).collect()
+        let wanted = self.table.with_content(content).filter(|entry| entry.row().is(Row::WANTED));
+        wanted.take(CANDIDATE_PATHS_MAX).map(|entry| entry.path()).collect()
     }
 
     /// Rows whose content is there and which are not in the tree yet, in the order of paths.
     pub(super) fn ready(&self, last: bool) -> Vec<RowNumber> {
-        let ready = |number: &RowNumber| {
-            let slot = &self.rows[number];
-            !slot.published && slot.row.file.last == last && self.trusted(&slot.row.file.content)
-        };
-        self.paths.values().filter_map(|path| path.wanted).filter(ready).collect()
+        self.numbers_by_path(|row| {
+            let waits = row.is(Row::WANTED) && !row.is(Row::PUBLISHED) && row.is(Row::LAST) == last;
+            waits && row.is_trusted()
+        })
     }
 
     /// Wanted rows of a content that can go into the tree now.
     pub(super) fn ready_of(&self, content: &ContentHash) -> Vec<RowNumber> {
-        let Some(blob) = self.blobs.get(content) else { return Vec::new() };
-        let ready = |number: &RowNumber| {
-            let slot = &self.rows[number];
-            slot.wanted && !slot.published && !slot.row.file.last
-        };
-        blob.rows.iter().copied().filter(ready).collect()
+        let ready = |row: &Row| row.is(Row::WANTED) && !row.is(Row::PUBLISHED) && !row.is(Row::LAST);
+        self.numbers_of(content, ready)
     }
 
     /// Whether anything wants this content, and with which time.
     pub(super) fn wanted_mtime(&self, content: &ContentHash) -> Option<i64> {
-        let wanted = |number: &RowNumber| {
-            let slot = &self.rows[number];
-            slot.wanted.then_some(slot.row.file.mtime)
-        };
-        self.blobs.get(content)?.rows.iter().filter_map(wanted).min()
+        let wanted = self.table.with_content(content).filter(|entry| entry.row().is(Row::WANTED));
+        wanted.map(|entry| entry.row().mtime()).min()
     }
 
     /// Every blob on disk whose time is not the oldest of its wanted files'.
     pub(super) fn wrong_times(&self) -> Vec<(ContentHash, i64)> {
-        let wrong = |(content, slot): (&ContentHash, &BlobState)| {
-            let stamp = slot.stamp?;
-            let mtime = self.wanted_mtime(content)?;
-            (stamp.mtime.0 != mtime).then_some((*content, mtime))
+        let chiefs =
+            self.table.iter().filter(|entry| entry.row().is(Row::CHIEF) && entry.row().is(Row::HELD));
+        let wrong = |entry: Entry<'_, Row>| {
+            let row = entry.row();
+            let mtime = if row.is(Row::TWINS) {
+                self.wanted_mtime(entry.content())?
+            } else {
+                row.is(Row::WANTED).then(|| row.mtime())?
+            };
+            (row.blob_mtime() != mtime).then_some((*entry.content(), mtime))
         };
-        self.blobs.iter().filter_map(wrong).collect()
+        chiefs.filter_map(wrong).collect()
     }
 
     /// A verified content is on disk, or its inode changed by our own hand.
     pub(super) fn arrived(&mut self, content: ContentHash, stamp: Stamp) {
-        let Some(slot) = self.blobs.get_mut(&content) else { return };
-        let new = slot.stamp.is_none() || !slot.blob.trusted.load(Ordering::Acquire);
-        if slot.stamp.replace(stamp).is_none() {
-            self.totals.bytes_held += slot.size;
-            self.totals.bytes_missing = self.totals.bytes_missing.saturating_sub(slot.size);
+        let Some(before) = self.blob(&content) else { return };
+        if !before.is(Row::HELD) {
+            self.totals.bytes_held += before.size();
+            self.totals.bytes_missing = self.totals.bytes_missing.saturating_sub(before.size());
         }
-        slot.blob.mtime.store(stamp.mtime.0, Ordering::Relaxed);
-        slot.blob.trusted.store(true, Ordering::Release);
-        self.dirty.blobs.insert(content);
-        if new {
+        self.restore_blob(&content, &stamp, true);
+        self.dirty.blobs.insert(content, Some(stamp));
+        if !before.is_trusted() {
             self.announce(&content);
         }
     }
 
     /// The inode of a content was touched by our own hand. `false` when more than that happened to it.
     pub(super) fn restamped(&mut self, content: ContentHash, stamp: Stamp) -> bool {
-        let Some(slot) = self.blobs.get_mut(&content) else { return true };
-        let Some(before) = slot.stamp.replace(stamp) else {
-            slot.stamp = None;
+        let Some(before) = self.blob(&content).filter(|blob| blob.is(Row::HELD)) else { return true };
+        self.dirty.blobs.insert(content, Some(stamp));
+        let digest = stamp.digest();
+        if before.digest() == digest {
             return true;
-        };
-        slot.blob.mtime.store(stamp.mtime.0, Ordering::Relaxed);
-        self.dirty.blobs.insert(content);
-        (before.inode, before.size, before.mtime) == (stamp.inode, stamp.size, stamp.mtime)
+        }
+        self.change_content(&content, |row| row.set_blob(stamp.mtime.0, digest));
+        false
     }
 
     /// A content is no longer on disk, or not what it was; its files are out of the tree already.
     pub(super) fn lost(&mut self, content: ContentHash, now: i64) {
-        let Some(slot) = self.blobs.get_mut(&content) else { return };
-        slot.stamp = None;
-        slot.blob.trusted.store(false, Ordering::Release);
-        self.dirty.blobs.insert(content);
-        for number in slot.rows.clone() {
+        if self.blob(&content).is_none() {
+            return;
+        }
+        self.change_content(&content, |row| {
+            row.set(Row::HELD, false);
+            row.set(Row::TRUSTED, false);
+        });
+        self.dirty.blobs.insert(content, None);
+        for number in self.numbers_of(&content, |_| true) {
             self.unpublished(number, now);
-            if self.rows.get(&number).is_some_and(|slot| !slot.wanted) {
+            if self.table.get(number.0).is_some_and(|entry| !entry.row().is(Row::WANTED)) {
                 self.drop_row(number);
             }
         }
@@ -545,58 +546,44 @@ impl State {
 
     /// A content is suspected: readers must not see it until it was hashed again.
     pub(super) fn suspected(&mut self, content: &ContentHash) {
-        if let Some(slot) = self.blobs.get(content) {
-            slot.blob.trusted.store(false, Ordering::Release);
-            self.announce(content);
-        }
+        self.change_content(content, |row| row.set(Row::TRUSTED, false));
+        self.announce(content);
     }
 
     /// The tree has this row now, and no longer what was there before.
     pub(super) fn published(&mut self, number: RowNumber, now: i64) {
-        let Some(slot) = self.rows.get_mut(&number) else { return };
-        if slot.wanted && !slot.published {
+        let Some(entry) = self.table.get(number.0) else { return };
+        let (path, row) = (entry.path(), *entry.row());
+        if row.is(Row::WANTED) && !row.is(Row::PUBLISHED) {
             self.totals.files_missing = self.totals.files_missing.saturating_sub(1);
             self.totals.files_held += 1;
         }
-        slot.published = true;
-        slot.retired = None;
-        let content = slot.row.file.content;
+        let before = self.published_at(path.as_str()).map(|(before, _)| before);
+        self.table.change(number.0, |row| row.set(Row::PUBLISHED, true));
+        self.retired.remove(&number);
         self.dirty.rows.insert(number);
-        if let Some(link) = self.links.get_mut(&slot.row.file.path) {
+        if let Some(link) = self.links.get_mut(&path) {
             link.published = None;
-            self.dirty.links.insert(slot.row.file.path.clone());
+            self.dirty.links.insert(path);
         }
-        let path = self.paths.entry(slot.row.file.path.clone()).or_default();
-        let before = path.published.replace(number).filter(|&before| before != number);
-        if let Some(before) = before
-            && let Some(old) = self.rows.get_mut(&before)
-        {
-            old.published = false;
+        if let Some(before) = before.filter(|&before| before != number) {
+            self.table.change(before.0, |row| row.set(Row::PUBLISHED, false));
             self.dirty.rows.insert(before);
             self.settle(before, now);
         }
         self.announce_row(number);
-        self.announce_content(&content);
     }
 
     /// The tree does not have this row any more.
     pub(super) fn unpublished(&mut self, number: RowNumber, now: i64) {
-        let Some(slot) = self.rows.get_mut(&number) else { return };
-        if !slot.published {
+        let Some(row) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
+        if !row.is(Row::PUBLISHED) {
             return;
         }
-        slot.published = false;
-        let row = Arc::clone(&slot.row);
+        self.table.change(number.0, |row| row.set(Row::PUBLISHED, false));
         self.dirty.rows.insert(number);
-        if let Some(path) = self.paths.get_mut(&row.file.path)
-            && path.published == Some(number)
-        {
-            path.published = None;
-            self.changes.push(Change::Path(row.file.path.clone(), None));
-        }
-        self.held_changes.push((row.file.file, false));
+        self.held_changes.push((row.file(), false));
         self.settle(number, now);
-        self.announce_content(&row.file.content);
     }
 
     pub(super) fn link_published(&mut self, path: &RepoPath, target: Option<String>) {
@@ -610,8 +597,9 @@ impl State {
 
     /// Rows in the tree that the target does not have, deepest paths first.
     pub(super) fn surplus(&self) -> Vec<RowNumber> {
-        let surplus = |path: &PathState| path.published.filter(|number| !self.rows[number].wanted);
-        self.paths.values().rev().filter_map(surplus).collect()
+        let mut surplus = self.numbers_by_path(|row| row.is(Row::PUBLISHED) && !row.is(Row::WANTED));
+        surplus.reverse();
+        surplus
     }
 
     /// Links whose place in the tree is not as it should be: path, target it should have.
@@ -633,73 +621,86 @@ impl State {
 
     /// The row in the tree at a path, and whether the target wants it there.
     pub(super) fn published_at(&self, path: &str) -> Option<(RowNumber, bool)> {
-        let number = self.paths.get(path)?.published?;
-        Some((number, self.rows[&number].wanted))
+        let published = self.table.at(path).find(|entry| entry.row().is(Row::PUBLISHED))?;
+        Some((RowNumber(published.number()), published.row().is(Row::WANTED)))
     }
 
-    /// Paths below a directory that are in the tree: rows and links, and whether each is wanted there.
+    /// Paths below a directory that are in the tree: rows and links, and whether each is wanted there. Linear in the
+    /// number of files.
     pub(super) fn published_below(&self, directory: &str) -> Below {
         let below = format!("{directory}/");
+        let mut rows = Vec::new();
+        self.table.for_each_path(|entry, path| {
+            if entry.row().is(Row::PUBLISHED) && path.starts_with(&below) {
+                rows.push((RowNumber(entry.number()), entry.row().is(Row::WANTED)));
+            }
+        });
         // `0` follows `/` in ASCII, so that the range is all that starts with `below`.
         let end = format!("{directory}0");
-        let range = || (std::ops::Bound::Included(below.as_str()), std::ops::Bound::Excluded(end.as_str()));
-        let rows = self.paths.range::<str, _>(range()).filter_map(|(_, path)| path.published);
-        let rows = rows.map(|number| (number, self.rows[&number].wanted)).collect();
-        let links = self.links.range::<str, _>(range()).filter(|(_, link)| link.published.is_some());
+        let range = (std::ops::Bound::Included(below.as_str()), std::ops::Bound::Excluded(end.as_str()));
+        let links = self.links.range::<str, _>(range).filter(|(_, link)| link.published.is_some());
         Below { rows, links: links.map(|(path, link)| (path.clone(), link.wanted.is_some())).collect() }
     }
 
-    pub(super) fn row(&self, number: RowNumber) -> Option<&Arc<Row>> {
-        self.rows.get(&number).map(|slot| &slot.row)
+    /// A row as its manifest had it.
+    pub(super) fn file(&self, number: RowNumber) -> Option<ManifestFile> {
+        let entry = self.table.get(number.0)?;
+        let row = entry.row();
+        Some(ManifestFile {
+            file: row.file(),
+            path: entry.path(),
+            size: row.size(),
+            mtime: row.mtime(),
+            content: *entry.content(),
+            last: row.is(Row::LAST),
+        })
     }
 
     pub(super) fn stored(&self, number: RowNumber) -> Option<StoredRow> {
-        let Slot { row, wanted, published, retired } = self.rows.get(&number)?;
-        Some(StoredRow { file: row.file.clone(), wanted: *wanted, published: *published, retired: *retired })
+        let row = *self.table.get(number.0)?.row();
+        let retired = self.retired.get(&number).copied();
+        let (wanted, published) = (row.is(Row::WANTED), row.is(Row::PUBLISHED));
+        Some(StoredRow { file: self.file(number)?, wanted, published, retired })
     }
 
     pub(super) fn stored_link(&self, path: &RepoPath) -> Option<&LinkState> {
         self.links.get(path)
     }
 
-    pub(super) fn stamp(&self, content: &ContentHash) -> Option<Stamp> {
-        self.blobs.get(content)?.stamp
+    /// Whether a content is on disk, trusted or not.
+    pub(super) fn is_held(&self, content: &ContentHash) -> bool {
+        self.blob(content).is_some_and(|blob| blob.is(Row::HELD))
     }
 
     /// Whether a content has this many bytes.
     pub(super) fn has_size(&self, content: &ContentHash, size: u64) -> bool {
-        self.blobs.get(content).is_some_and(|slot| slot.size == size)
+        self.blob(content).is_some_and(|blob| blob.size() == size)
     }
 
     /// Whether a content is named by any row.
     pub(super) fn knows(&self, content: &ContentHash) -> bool {
-        self.blobs.contains_key(content)
-    }
-
-    pub(super) fn trusted(&self, content: &ContentHash) -> bool {
-        self.blobs
-            .get(content)
-            .is_some_and(|slot| slot.stamp.is_some() && slot.blob.trusted.load(Ordering::Acquire))
+        self.blob(content).is_some()
     }
 
     /// All rows of a content that are in the tree.
     pub(super) fn published_of(&self, content: &ContentHash) -> Vec<RowNumber> {
-        let rows = self.blobs.get(content).map(|slot| slot.rows.as_slice()).unwrap_or_default();
-        rows.iter().copied().filter(|number| self.rows[number].published).collect()
+        self.numbers_of(content, |row| row.is(Row::PUBLISHED))
     }
 
     /// Contents that nothing has wanted or shown since `before` (seconds since the epoch).
     pub(super) fn unused_since(&self, before: i64) -> Vec<ContentHash> {
-        let unused = |number: &RowNumber| self.rows[number].retired.is_some_and(|retired| retired <= before);
-        let all_unused =
-            |(content, slot): (&ContentHash, &BlobState)| slot.rows.iter().all(unused).then_some(*content);
-        self.blobs.iter().filter_map(all_unused).collect()
+        let is_old = |number: u32| self.retired.get(&RowNumber(number)).is_some_and(|&at| at <= before);
+        let old = self.retired.keys().filter(|number| is_old(number.0));
+        let contents: BTreeSet<ContentHash> =
+            old.filter_map(|number| Some(*self.table.get(number.0)?.content())).collect();
+        let unused =
+            |content: &ContentHash| self.table.with_content(content).all(|entry| is_old(entry.number()));
+        contents.into_iter().filter(unused).collect()
     }
 
     /// Forgets a content whose blob was deleted, with its retired rows.
     pub(super) fn swept(&mut self, content: &ContentHash) {
-        let rows = self.blobs.get(content).map(|slot| slot.rows.clone()).unwrap_or_default();
-        rows.into_iter().for_each(|number| self.drop_row(number));
+        self.numbers_of(content, |_| true).into_iter().for_each(|number| self.drop_row(number));
     }
 
     pub(super) fn set_complete(&mut self) {
@@ -715,63 +716,94 @@ impl State {
     pub(super) fn still_dirty(&mut self, dirty: Dirty) {
         self.dirty.rows.extend(dirty.rows);
         self.dirty.links.extend(dirty.links);
-        self.dirty.blobs.extend(dirty.blobs);
+        for (content, stamp) in dirty.blobs {
+            self.dirty.blobs.entry(content).or_insert(stamp);
+        }
         self.dirty.sequences |= dirty.sequences;
     }
 
-    pub(super) fn take_changes(&mut self) -> (Vec<Change>, Vec<(FileId, bool)>) {
-        (std::mem::take(&mut self.changes), std::mem::take(&mut self.held_changes))
+    /// What the report must learn: files that are held and served now, or no longer.
+    pub(super) fn take_held_changes(&mut self) -> Vec<(FileId, bool)> {
+        std::mem::take(&mut self.held_changes)
     }
 
-    /// Tells the readers about every row of a content; linear in their number.
+    /// Everything as it is now, for readers.
+    pub(super) fn table(&self) -> Table<Row> {
+        self.table.clone()
+    }
+
+    /// What is known of a content's blob, as each of its rows has it.
+    fn blob(&self, content: &ContentHash) -> Option<Row> {
+        self.table.with_content(content).next().map(|entry| *entry.row())
+    }
+
+    fn numbers(&self, pick: impl Fn(&Row) -> bool) -> Vec<RowNumber> {
+        self.table.iter().filter(|entry| pick(entry.row())).map(|entry| RowNumber(entry.number())).collect()
+    }
+
+    fn numbers_of(&self, content: &ContentHash, pick: impl Fn(&Row) -> bool) -> Vec<RowNumber> {
+        let rows = self.table.with_content(content).filter(|entry| pick(entry.row()));
+        rows.map(|entry| RowNumber(entry.number())).collect()
+    }
+
+    fn numbers_by_path(&self, pick: impl Fn(&Row) -> bool) -> Vec<RowNumber> {
+        let picked = self.table.iter().filter(|entry| pick(entry.row()));
+        let mut picked: Vec<(RepoPath, RowNumber)> =
+            picked.map(|entry| (entry.path(), RowNumber(entry.number()))).collect();
+        picked.sort();
+        picked.into_iter().map(|(_, number)| number).collect()
+    }
+
+    fn change_content(&mut self, content: &ContentHash, change: impl Fn(&mut Row)) {
+        for number in self.numbers_of(content, |_| true) {
+            self.table.change(number.0, &change);
+        }
+    }
+
+    /// Tells the report about every row of a content; linear in their number.
     fn announce(&mut self, content: &ContentHash) {
-        let rows = self.blobs.get(content).map(|slot| slot.rows.clone()).unwrap_or_default();
-        rows.into_iter().for_each(|number| self.announce_row(number));
-        self.announce_content(content);
+        self.numbers_of(content, |_| true).into_iter().for_each(|number| self.announce_row(number));
     }
 
-    /// Tells the readers about one row; a content may have thousands (the empty one, licences).
+    /// Tells the report about one row; a content may have thousands (the empty one, licences).
     fn announce_row(&mut self, number: RowNumber) {
-        let Some(slot) = self.rows.get(&number) else { return };
-        let served = self.trusted(&slot.row.file.content);
-        if slot.published {
-            let row = served.then(|| Arc::clone(&slot.row));
-            self.changes.push(Change::Path(slot.row.file.path.clone(), row));
+        let Some(row) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
+        if row.is(Row::WANTED) {
+            self.held_changes.push((row.file(), row.is_served()));
         }
-        if slot.wanted {
-            self.held_changes.push((slot.row.file.file, served && slot.published));
-        }
-    }
-
-    /// Tells the readers which row stands for a content: the newest.
-    fn announce_content(&mut self, content: &ContentHash) {
-        let newest = self.blobs.get(content).and_then(|slot| self.rows.get(slot.rows.last()?));
-        let row = newest.filter(|_| self.trusted(content)).map(|slot| Arc::clone(&slot.row));
-        self.changes.push(Change::Content(*content, row));
     }
 
     /// Counts anew; linear in the number of files.
     pub(super) fn recount(&mut self) {
         let mut totals = Totals::default();
-        for slot in self.rows.values() {
-            totals.files_missing += u64::from(slot.wanted && !slot.published);
-            totals.files_held += u64::from(slot.wanted && slot.published);
-        }
-        for slot in self.blobs.values() {
-            if slot.stamp.is_some() {
-                totals.bytes_held += slot.size;
-            } else if slot.rows.iter().any(|number| self.rows[number].wanted) {
-                totals.bytes_missing += slot.size;
+        for entry in self.table.iter() {
+            let row = entry.row();
+            totals.files_missing += u64::from(row.is(Row::WANTED) && !row.is(Row::PUBLISHED));
+            totals.files_held += u64::from(row.is(Row::WANTED) && row.is(Row::PUBLISHED));
+            if !row.is(Row::CHIEF) {
+                continue;
+            }
+            let wanted = || {
+                let mut rows = self.table.with_content(entry.content());
+                row.is(Row::WANTED) || (row.is(Row::TWINS) && rows.any(|entry| entry.row().is(Row::WANTED)))
+            };
+            if row.is(Row::HELD) {
+                totals.bytes_held += row.size();
+            } else if wanted() {
+                totals.bytes_missing += row.size();
             }
         }
         self.totals = totals;
     }
 }
 
-/// Whether two entries are the same content under the same path.
-fn same_version(one: &ManifestFile, two: &ManifestFile) -> bool {
-    one.path == two.path && one.content == two.content && one.size == two.size
+/// Whether a row is this content, its path being the file's.
+fn is_version(entry: &Entry<'_, Row>, file: &ManifestFile) -> bool {
+    *entry.content() == file.content && entry.row().size() == file.size
 }
+
+/// Rows that are put into the table at once.
+const ADDED_MAX: usize = 65_536;
 
 /// Paths of one content that are looked at for a copy that is there already.
 const CANDIDATE_PATHS_MAX: usize = 8;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use freshet_api::manifest::{Manifest, ManifestLink};
+use freshet_api::manifest::{Manifest, ManifestFile, ManifestLink};
 
 use self::model::{Bench, Entry, Model};
 use self::small_disk::SmallDisk;
@@ -331,7 +331,7 @@ fn a_difference_to_another_state_is_refused() {
     let error = bench.mirror().accept(&difference).unwrap_err();
     assert!(matches!(error, MirrorError::OtherBase { expected: 1, found: 80 }), "{error}");
     let mut lying = bench.snapshot();
-    lying.files[0].size = 2;
+    lying.files = lying.files.iter().map(|file| ManifestFile { size: 2, ..file }).collect();
     assert!(matches!(bench.mirror().accept(&lying), Err(MirrorError::Contradiction { .. })));
     assert_eq!(bench.mirror().progress().target, 1);
 }
@@ -345,9 +345,13 @@ fn a_control_that_numbers_anew_changes_numbers_only() {
     manifest.sequence = 1_000;
     let numbers: Vec<FileId> = manifest.files.iter().map(|file| file.file).collect();
     // Each gets its neighbour's old number.
-    for (at, file) in manifest.files.iter_mut().enumerate() {
-        file.file = numbers[(at + 1) % numbers.len()];
-    }
+    let neighbours = numbers.iter().cycle().skip(1);
+    manifest.files = manifest
+        .files
+        .iter()
+        .zip(neighbours)
+        .map(|(file, &number)| ManifestFile { file: number, ..file })
+        .collect();
     bench.mirror().accept(&manifest).unwrap();
     assert_eq!(bench.mirror().finish().unwrap(), Finished::Complete);
     for file in &manifest.files {

@@ -1,0 +1,113 @@
+//! A map from 64-bit hashes to row numbers, of which a changed copy shares all but the changed shards.
+//!
+//! It holds 8 bytes per row and no key: the caller compares the key in the row that the number leads to.
+
+use super::leaves::Leaves;
+
+/// Sharded, copy-on-write; several numbers under one hash are kept side by side.
+#[derive(Clone, Debug)]
+pub(super) struct Index {
+    shards: Leaves<Vec<Slot>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slot {
+    tag: u32,
+    number: u32,
+}
+
+impl Index {
+    /// An empty one.
+    pub(super) fn new() -> Self {
+        Self { shards: Leaves::empty(SHARDS) }
+    }
+
+    /// All numbers that were put under this hash, lowest first.
+    pub(super) fn candidates(&self, hash: u64) -> impl Iterator<Item = u32> + '_ {
+        let (shard, tag) = place(hash);
+        let slots = self.shards.get(shard).map(Vec::as_slice).unwrap_or_default();
+        let start = slots.partition_point(|slot| slot.tag < tag);
+        slots[start..].iter().take_while(move |slot| slot.tag == tag).map(|slot| slot.number)
+    }
+
+    /// Puts a number under a hash.
+    pub(super) fn insert(&mut self, hash: u64, number: u32) {
+        let (shard, tag) = place(hash);
+        let Some(slots) = self.shards.get_mut(shard) else { return };
+        let slot = Slot { tag, number };
+        if let Err(position) = slots.binary_search(&slot) {
+            if slots.len() == slots.capacity() {
+                // Doubling would leave a quarter of the memory unused.
+                slots.reserve_exact(slots.len() / 16 + 4);
+            }
+            slots.insert(position, slot);
+        }
+    }
+
+    /// Puts many numbers under their hashes, in a fraction of the time that one by one takes.
+    pub(super) fn extend(&mut self, mut new: Vec<(u64, u32)>) {
+        new.sort_unstable_by_key(|&(hash, number)| (place(hash), number));
+        for run in new.chunk_by(|one, other| place(one.0).0 == place(other.0).0) {
+            let Some(slots) = self.shards.get_mut(place(run[0].0).0) else { continue };
+            slots.reserve_exact(run.len());
+            slots.extend(run.iter().map(|&(hash, number)| Slot { tag: place(hash).1, number }));
+            // Two ascending runs are merged by it.
+            slots.sort();
+            slots.dedup();
+        }
+    }
+
+    /// Takes a number away from a hash.
+    pub(super) fn remove(&mut self, hash: u64, number: u32) {
+        let (shard, tag) = place(hash);
+        let Some(slots) = self.shards.get_mut(shard) else { return };
+        if let Ok(position) = slots.binary_search(&Slot { tag, number }) {
+            slots.remove(position);
+        }
+    }
+}
+
+fn place(hash: u64) -> (usize, u32) {
+    ((hash >> (64 - SHARD_BITS)) as usize, hash as u32)
+}
+
+/// 4,096 shards: about 540 slots (4 KiB) each at 2.2 million rows, so that one change copies little.
+const SHARD_BITS: u32 = 12;
+const SHARDS: usize = 1 << SHARD_BITS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(index: &Index, hash: u64) -> Vec<u32> {
+        index.candidates(hash).collect()
+    }
+
+    #[test]
+    fn numbers_under_one_hash_live_side_by_side_and_a_copy_is_untouched() {
+        let mut index = Index::new();
+        index.insert(7, 3);
+        index.insert(7, 1);
+        index.insert(7 | 1 << 60, 9);
+        let before = index.clone();
+        index.remove(7, 1);
+        index.remove(7, 42);
+        assert_eq!(found(&index, 7), [3]);
+        assert_eq!(found(&before, 7), [1, 3]);
+        assert_eq!(found(&before, 7 | 1 << 60), [9]);
+        assert!(found(&before, 8).is_empty());
+    }
+
+    #[test]
+    fn many_at_once_are_as_many_one_by_one() {
+        let hashes: Vec<(u64, u32)> =
+            (0..5_000u32).map(|n| (u64::from(n % 1_700).wrapping_mul(0x9e37_79b9_7f4a_7c15), n)).collect();
+        let (mut one, mut other) = (Index::new(), Index::new());
+        hashes.iter().for_each(|&(hash, number)| one.insert(hash, number));
+        other.extend(hashes[..900].to_vec());
+        other.extend(hashes[800..].to_vec());
+        for (hash, _) in hashes {
+            assert_eq!(found(&one, hash), found(&other, hash));
+        }
+    }
+}
