@@ -47,6 +47,8 @@ pub struct SwarmPoll {
     pub complaints: Vec<Complaint>,
     /// Whether it takes no part any more (complete and nobody needs it, or not wanted): it is no peer then.
     pub leaving: bool,
+    /// Which list of peers it has ([`SwarmReply::peers_are`]); zero for none.
+    pub peers_known: u64,
 }
 
 /// A wrong piece.
@@ -65,8 +67,11 @@ pub struct SwarmReply {
     pub want_whole: bool,
     /// Pieces that it, and nobody else, should fetch from the origin.
     pub leases: Vec<LeaseGrant>,
-    /// Whom else to ask; replaces the earlier list. At most [`PEERS_MAX`].
+    /// Whom else to ask, at most [`PEERS_MAX`]: replaces the earlier list when `peers_are` is another than the poll's
+    /// `peers_known`, else it is left out.
     pub peers: Vec<PeerHint>,
+    /// Names the list that holds; zero for an empty one. A list is most of a reply's bytes.
+    pub peers_are: u64,
     /// Whether everybody who wants this bundle has it: nobody needs this volunteer's copy any more.
     pub complete: bool,
     /// Whether the tracker does not copy this bundle (any more): what lacks comes as whole contents from the origin.

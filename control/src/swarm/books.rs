@@ -2,6 +2,7 @@
 //! and whom else to ask. All in memory; after a restart the volunteers' next polls bring it back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,11 @@ struct Book {
     done: BTreeSet<NodeId>,
     /// Members whom nobody is sent to, for what the others say of them.
     suspected: BTreeSet<NodeId>,
+    /// Some of those who left with all that they want, as long as they are there: they give what they hold whole to
+    /// those who come late.
+    seeds: BTreeSet<NodeId>,
+    /// Pieces of objects that mirrors hold as files; those of packs go when a volunteer leaves.
+    lasting: PieceSet,
     /// Whether nobody needs it any more, and when that was found out.
     complete: Option<(bool, Moment)>,
     interval: Duration,
@@ -106,16 +112,23 @@ impl Books {
         let member = book.leases.is_member(node);
         let mut reply = SwarmReply { want_whole: !member && !poll.whole, ..SwarmReply::default() };
         if poll.leaving {
-            if book.leases.is_done(node) || (poll.whole && is_done(&poll, kept.bundle.len())) {
+            let done = book.leases.is_done(node) || (poll.whole && is_done(&poll, kept.bundle.len()));
+            let stays = done && member && book.seeds.len() < SEEDS_MAX;
+            if stays {
+                book.stay(node);
+            } else {
+                book.forget(node);
+            }
+            if done {
                 book.done.insert(node);
             }
-            book.forget(node);
         } else if poll.whole {
             let held = pieces(&poll.have, kept.bundle.len());
             let unwanted = pieces(&poll.unwanted, kept.bundle.len());
             let spare = spare(&poll, session.as_ref());
             let reachable = session.as_ref().is_some_and(|session| sync_url(session).is_some());
             book.suspected.remove(&node);
+            book.seeds.remove(&node);
             book.leases.join_as(node, Joining { spare, held, unwanted, reachable });
             book.done.remove(&node);
             book.heard.insert(node, now);
@@ -136,7 +149,11 @@ impl Books {
                 let for_ms = u64::try_from(lease.until.since(now).as_millis()).unwrap_or(u64::MAX);
                 reply.leases.push(LeaseGrant { piece: lease.piece, for_ms });
             }
-            reply.peers = self.peers(&book, node, now, now_secs);
+            let peers = self.peers(&book, node, now, now_secs);
+            reply.peers_are = name_of(&peers);
+            if reply.peers_are != poll.peers_known {
+                reply.peers = peers;
+            }
         }
         reply.complete = self.is_complete(&mut book, now);
         let interval = match (book.leases.is_complete(), book.leases.is_done(node)) {
@@ -170,6 +187,12 @@ impl Books {
                 .filter(|(_, heard)| now.since(**heard) > SILENT_MAX)
                 .map(|(&node, _)| node)
                 .collect();
+            let there = |node: &NodeId| {
+                let session = self.tracker.session(*node, now);
+                session.is_some_and(|session| now.since(session.heard) <= SILENT_MAX)
+            };
+            let gone: Vec<NodeId> = book.seeds.iter().filter(|node| !there(node)).copied().collect();
+            gone.into_iter().for_each(|node| book.forget(node));
             for node in silent {
                 tracing::debug!(%node, bundle = %book.kept.id, "not heard of for long: it leaves the swarm");
                 book.forget(node);
@@ -266,6 +289,8 @@ impl Books {
                 heard: BTreeMap::new(),
                 done: BTreeSet::new(),
                 suspected: BTreeSet::new(),
+                seeds: BTreeSet::new(),
+                lasting: lasting(kept),
                 complete: None,
                 interval: Duration::try_from_secs_f64(copy / POLLS_PER_COPY)
                     .unwrap_or(INTERVAL_MAX)
@@ -280,7 +305,9 @@ impl Books {
         // Others after a while, so that nobody stays among those who have nothing.
         let seed = self.seed ^ draw::mix(u64::from(node.0)) ^ draw::mix(now.0 / PEERS_FOR_NANOS);
         let nodes = self.registry.nodes();
-        let expires = u32::try_from(now_secs + PEER_TOKEN_SECS).unwrap_or(u32::MAX);
+        // In steps, so that the list stays the same for a while.
+        let renewed = now_secs - now_secs % PEER_TOKEN_RENEWED_SECS;
+        let expires = u32::try_from(renewed + PEER_TOKEN_SECS).unwrap_or(u32::MAX);
         let mut hints = Vec::new();
         for peer in book.leases.peers(node, PEERS_ASKED * 2, seed) {
             let Some(membership) = nodes.by_id(peer).and_then(|peer| peer.membership.as_ref()) else {
@@ -334,6 +361,16 @@ impl Book {
         self.leases.leave(node);
         self.heard.remove(&node);
         self.suspected.remove(&node);
+        self.seeds.remove(&node);
+        self.complete = None;
+    }
+
+    /// `node` has all and polls no more, but may still be asked.
+    fn stay(&mut self, node: NodeId) {
+        self.leases.retire(node, &self.lasting);
+        self.heard.remove(&node);
+        self.suspected.remove(&node);
+        self.seeds.insert(node);
         self.complete = None;
     }
 
@@ -341,6 +378,15 @@ impl Book {
     fn knows(&self, node: NodeId) -> bool {
         self.leases.is_member(node) || self.done.contains(&node)
     }
+}
+
+/// Tells one list of peers from another; zero only for an empty one.
+fn name_of(peers: &[PeerHint]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for PeerHint { node, url, token } in peers {
+        (node.0, url, token).hash(&mut hasher);
+    }
+    if peers.is_empty() { 0 } else { hasher.finish().max(1) }
 }
 
 /// The sync port that a volunteer names, if peers can ask it.
@@ -366,6 +412,17 @@ fn pieces(runs: &freshet_api::swarm::Runs, len: u32) -> PieceSet {
     set
 }
 
+/// Pieces of objects that are files, not packs of them.
+fn lasting(kept: &Kept) -> PieceSet {
+    let mut pieces = PieceSet::new(kept.bundle.len());
+    for (object, span) in kept.bundle.objects.iter().zip(&kept.spans) {
+        if object.members.is_empty() {
+            span.clone().for_each(|piece| drop(pieces.insert(piece)));
+        }
+    }
+    pieces
+}
+
 fn is_done(poll: &SwarmPoll, len: u32) -> bool {
     let mut set = pieces(&poll.have, len);
     for piece in poll.unwanted.iter().take_while(|&piece| piece < len) {
@@ -384,10 +441,13 @@ const PEERS_ASKED: usize = 24;
 const PEERS_FOR_NANOS: u64 = 30_000_000_000;
 /// How long a peer lets in whoever was named to it.
 const PEER_TOKEN_SECS: u64 = 900;
+const PEER_TOKEN_RENEWED_SECS: u64 = 300;
 /// A lease lasts at least this long: a volunteer that is lost is noticed by its silence.
 const LEASE_MIN: Duration = Duration::from_secs(10);
 /// A member that is not heard of for this long leaves.
 const SILENT_MAX: Duration = Duration::from_secs(30);
+/// Volunteers that are done with a bundle and are remembered for those who come late, at most.
+const SEEDS_MAX: usize = 16;
 /// Polls in the time of one copy from the origin, about, within the two bounds.
 const POLLS_PER_COPY: f64 = 50.0;
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -473,9 +533,75 @@ mod tests {
                 spare: None,
                 complaints: Vec::new(),
                 leaving: false,
+                peers_known: 0,
             };
             self.books.poll(NodeId(node), &self.kept, poll, at(now), 1_000).reply
         }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_peers_that_is_known_is_not_sent_again() {
+        let scene = scene(3).await;
+        for node in 1..=3 {
+            scene.beat(node, 5, 1, 1.0);
+            scene.poll(node, true, Runs::default(), 0, 1.0);
+        }
+        let first = scene.poll(1, false, Runs::default(), 0, 1.5);
+        assert_eq!(first.peers.len(), 2);
+        let known = SwarmPoll {
+            bundle: scene.kept.id,
+            whole: false,
+            have: Runs::default(),
+            unwanted: Runs::default(),
+            leases: 0,
+            spare: None,
+            complaints: Vec::new(),
+            leaving: false,
+            peers_known: first.peers_are,
+        };
+        let again = scene.books.poll(NodeId(1), &scene.kept, known, at(2.0), 1_100).reply;
+        assert_eq!((again.peers.len(), again.peers_are), (0, first.peers_are));
+        assert_eq!(
+            scene.poll(1, false, Runs::default(), 0, 2.5).peers,
+            first.peers,
+            "who knows none gets it"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_is_done_is_named_to_those_who_come_late_while_it_is_there() {
+        let scene = scene(3).await;
+        for node in 1..=2 {
+            scene.beat(node, 5, 1, 1.0);
+            scene.poll(node, true, all(), 0, 1.0);
+        }
+        let leave = |node| {
+            let poll = SwarmPoll {
+                bundle: scene.kept.id,
+                whole: false,
+                have: Runs::default(),
+                unwanted: Runs::default(),
+                leases: 0,
+                spare: None,
+                complaints: Vec::new(),
+                leaving: true,
+                peers_known: 0,
+            };
+            scene.books.poll(NodeId(node), &scene.kept, poll, at(2.0), 1_000)
+        };
+        leave(1);
+        leave(2);
+        scene.beat(1, 5, 2, 400.0);
+        scene.beat(3, 0, 1, 400.0);
+        scene.books.tick(std::slice::from_ref(&scene.kept), 0, at(400.0));
+        let reply = scene.poll(3, true, Runs::default(), 9, 400.0);
+        assert_eq!(
+            reply.peers.iter().map(|peer| peer.node.0).collect::<Vec<_>>(),
+            [1],
+            "the other one is gone"
+        );
+        assert!(reply.leases.is_empty(), "the origin need not send it");
+        assert!(!reply.complete);
     }
 
     #[tokio::test]
@@ -497,6 +623,7 @@ mod tests {
                 spare: None,
                 complaints,
                 leaving: false,
+                peers_known: 0,
             };
             scene.books.poll(NodeId(by), &scene.kept, poll, at(2.0), 1_000).complaints.len()
         };

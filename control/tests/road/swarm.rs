@@ -24,6 +24,7 @@ pub(crate) fn first_poll(bundle: BundleId, leases: u32) -> SwarmPoll {
         spare: None,
         complaints: Vec::new(),
         leaving: false,
+        peers_known: 0,
     }
 }
 

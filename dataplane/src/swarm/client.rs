@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use freshet_api::ContentHash;
 use freshet_api::bundle::{Bundle, BundleError, BundleId};
+use freshet_policy::swarm::PieceSet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -57,6 +58,8 @@ pub(crate) struct Client<T> {
     listing: JoinSet<Result<Listing, FetchError>>,
     list_at: Instant,
     list_failures: u32,
+    /// Whether a sweep waits for the list that is on its way.
+    sweep_due: bool,
     speed: Speed,
     tick_at: Instant,
     kept: Kept,
@@ -94,6 +97,7 @@ impl<T: Tracker> Client<T> {
             listing: JoinSet::new(),
             list_at: now,
             list_failures: 0,
+            sweep_due: false,
             speed: Speed::default(),
             tick_at: now,
             kept: Kept::default(),
@@ -139,7 +143,37 @@ impl<T: Tracker> Client<T> {
             let wants = plans.remove(&layout.id).unwrap_or_default();
             self.start(layout, wants);
         }
+        if self.outstanding.is_empty() {
+            self.offer();
+        }
         rest
+    }
+
+    /// Offers what is held of bundles that are not copied here any more to peers who come late.
+    fn offer(&mut self) {
+        let over = self.layouts.iter().filter(|layout| !self.running.contains_key(&layout.id));
+        let over: Vec<Arc<Layout>> = over.cloned().collect();
+        let (mirror, shelves) = (Arc::clone(&self.mirror), self.swarm.shelves.clone());
+        // Only contents that are blobs: packs go with the bundle's directory.
+        let whole = move |layout: &Layout| {
+            let mut pieces = PieceSet::new(layout.pieces());
+            for (object, span) in layout.bundle.objects.iter().zip(&layout.spans) {
+                if object.members.is_empty() && mirror.holds(&object.content) {
+                    span.clone().for_each(|piece| drop(pieces.insert(piece)));
+                }
+            }
+            pieces
+        };
+        self.tasks.spawn(async move {
+            let offered = blocking(move || {
+                let over: Vec<_> =
+                    over.into_iter().map(|layout| (Arc::clone(&layout), whole(&layout))).collect();
+                shelves.offer(&over);
+                Ok(())
+            });
+            // It fails only when this process ends.
+            let _ = offered.await;
+        });
     }
 
     /// Whether a bundle has this content.
@@ -294,14 +328,19 @@ impl<T: Tracker> Client<T> {
         if before.difference(&after).next().is_some() {
             self.dead.retain(|bundle, _| after.contains(bundle));
         }
-        if before != after {
+        if before != after || self.sweep_due {
             self.sweep();
         }
         after.difference(&before).next().is_some()
     }
 
-    /// Deletes what is kept of bundles that nobody copies any more.
+    /// Deletes what is kept of bundles that nobody copies any more; after a list that is on its way, whose bundles are
+    /// being laid down.
     fn sweep(&mut self) {
+        self.sweep_due = !self.listing.is_empty();
+        if self.sweep_due {
+            return;
+        }
         let now = Instant::now();
         let listed = self.layouts.iter().map(|layout| layout.id);
         let listed =

@@ -21,6 +21,8 @@ pub struct Shelves(Arc<ArcSwap<HashMap<BundleId, Arc<Shelf>>>>);
 pub(crate) struct Shelf {
     layout: Arc<Layout>,
     bits: ArcSwap<Bytes>,
+    /// Whether nobody copies it here any more, and only whole contents are left of it.
+    over: bool,
 }
 
 /// An object of which (a part) lies in a bundle's directory.
@@ -35,8 +37,7 @@ pub(crate) struct Shelved {
 impl Shelves {
     /// Opens one for a bundle.
     pub(crate) fn open(&self, layout: Arc<Layout>) -> Arc<Shelf> {
-        let bits = to_bits(&PieceSet::new(layout.pieces()));
-        let shelf = Arc::new(Shelf { layout, bits: ArcSwap::from_pointee(bits.into()) });
+        let shelf = Arc::new(Shelf::new(&PieceSet::new(layout.pieces()), layout, false));
         self.0.rcu(|shelves| {
             let mut shelves = HashMap::clone(shelves);
             shelves.insert(shelf.layout.id, Arc::clone(&shelf));
@@ -50,6 +51,20 @@ impl Shelves {
         self.0.rcu(|shelves| {
             let mut shelves = HashMap::clone(shelves);
             shelves.remove(&bundle);
+            shelves
+        });
+    }
+
+    /// Offers what is left of bundles that are not copied here any more: pieces of contents that are held whole, for
+    /// those who come late. Replaces what was offered so before.
+    pub(crate) fn offer(&self, over: &[(Arc<Layout>, PieceSet)]) {
+        self.0.rcu(|shelves| {
+            let mut shelves = HashMap::clone(shelves);
+            shelves.retain(|_, shelf| !shelf.over);
+            for (layout, pieces) in over.iter().filter(|(_, pieces)| !pieces.is_empty()) {
+                let shelf = || Arc::new(Shelf::new(pieces, Arc::clone(layout), true));
+                shelves.entry(layout.id).or_insert_with(shelf);
+            }
             shelves
         });
     }
@@ -87,6 +102,10 @@ impl Shelves {
 }
 
 impl Shelf {
+    fn new(pieces: &PieceSet, layout: Arc<Layout>, over: bool) -> Self {
+        Self { layout, bits: ArcSwap::from_pointee(to_bits(pieces).into()), over }
+    }
+
     /// These pieces are verified and durable, and no others.
     pub(crate) fn set(&self, pieces: &PieceSet) {
         self.bits.store(Arc::new(to_bits(pieces).into()));

@@ -278,6 +278,32 @@ async fn many_mirrors_cost_the_origin_about_one_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_late_fetches_from_those_who_are_done() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    let sequence = field.publish(&files);
+    let mut early = volunteers(&field, 3).await;
+    all_complete(&early, sequence).await;
+    let swept = |volunteer: &Volunteer| {
+        std::fs::read_dir(volunteer.mirror().swarm_directory()).unwrap().next().is_none()
+    };
+    until("the early ones are done with it", || early.iter().all(swept)).await;
+    // One of them was restarted since.
+    early[0].kill().await;
+    early[0].start().await;
+    early[0].wanted.send_replace(sequence);
+    let before = field.origin_bytes();
+    let late = Volunteer::started(&field, 4).await;
+    all_complete(std::slice::from_ref(&late), sequence).await;
+    same(&late, &files);
+    // Packs of small files are not kept; everything else is.
+    let small: u64 = files.iter().map(|(_, content)| content.len() as u64).filter(|&size| size < 64 << 10).sum();
+    let sent = field.origin_bytes() - before;
+    assert!(sent <= small + 16_384, "the origin sent {sent} bytes, {small} of them in packs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_release_after_a_release_moves_what_is_new() {
     let field = Field::start().await;
     let mut files = sample();

@@ -159,6 +159,8 @@ struct PollState {
     /// Whether the last answer granted leases: only then it is worth asking for more at once.
     granting: bool,
     leaving: Option<End>,
+    /// The list of peers that the tracker gave last.
+    peers_known: u64,
 }
 
 impl<T: Tracker> Session<T> {
@@ -211,6 +213,7 @@ impl<T: Tracker> Session<T> {
                 complaints: Vec::new(),
                 granting: false,
                 leaving: None,
+                peers_known: 0,
             },
             paused_until: None,
             alone: None,
@@ -386,6 +389,7 @@ impl<T: Tracker> Session<T> {
             spare: (self.parts.options.spare)(),
             complaints: self.poll.complaints.clone(),
             leaving: self.poll.leaving.is_some(),
+            peers_known: self.poll.peers_known,
         };
         self.poll.under_way = true;
         self.poll.last = Some(now);

@@ -57,6 +57,7 @@ impl<T: Tracker> Session<T> {
         let bytes = self.layout.piece_bytes(piece);
         let error = match result {
             Ok(()) => {
+                tracing::trace!(bundle = %self.layout.id, piece, from = ?asked.from, "a piece came");
                 match asked.from {
                     From::Origin(_) => {
                         Meter::add(&self.parts.meter.origin, bytes);
@@ -294,8 +295,11 @@ impl<T: Tracker> Session<T> {
                 self.leases.push_back((lease.piece, until));
             }
         }
-        for gone in self.peers.replace(reply.peers, now) {
-            self.picker.forget(gone);
+        if reply.peers_are != self.poll.peers_known {
+            self.poll.peers_known = reply.peers_are;
+            for gone in self.peers.replace(reply.peers, now) {
+                self.picker.forget(gone);
+            }
         }
         let interval = Duration::from_millis(reply.interval_ms.clamp(INTERVAL_MS_LEAST, INTERVAL_MS_MOST));
         self.poll.at = now + jittered(interval);

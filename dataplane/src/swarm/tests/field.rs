@@ -290,6 +290,8 @@ impl Field {
             want_whole: unknown,
             leases,
             peers: peers.map(hint).chain(also).collect(),
+            // Always another list than the one before.
+            peers_are: poll.peers_known + 1,
             complete: complete && !switches.never_complete,
             closed: false,
             interval_ms: 100,
