@@ -191,6 +191,18 @@ impl LeaseBook {
         }
     }
 
+    /// `node` has all that it wants and will ask for nothing more; of what it has, `kept` stays for others.
+    pub fn retire(&mut self, node: NodeId, kept: &PieceSet) {
+        let Some(member) = self.members.get(&node) else { return };
+        let (spare, reachable) = (BytesPerSec(member.spare as u64), member.reachable);
+        let (mut held, mut unwanted) = (PieceSet::new(self.len), PieceSet::new(self.len));
+        for piece in 0..self.len {
+            let stays = member.held.contains(piece) && kept.contains(piece);
+            if stays { held.insert(piece) } else { unwanted.insert(piece) };
+        }
+        self.join_as(node, Joining { spare, held, unwanted, reachable });
+    }
+
     /// `node` now has this much spare uplink.
     pub fn measured(&mut self, node: NodeId, spare: BytesPerSec) {
         if let Some(member) = self.members.get_mut(&node) {
@@ -610,6 +622,20 @@ mod tests {
         }
         assert_eq!(had, 10, "everything it had or claimed is leased again");
         assert!(book.is_complete());
+    }
+
+    #[test]
+    fn who_is_done_stays_with_what_it_keeps() {
+        let mut book = book(10, &[100]);
+        book.have(node(1), 0..10);
+        let mut kept = PieceSet::new(10);
+        (0..6).for_each(|piece| drop(kept.insert(piece)));
+        book.retire(node(1), &kept);
+        book.join(node(2), BytesPerSec(100), PieceSet::new(10));
+        assert_eq!(book.peers(node(2), 5, 1), [node(1)]);
+        let leased: Vec<u32> = book.grant(node(2), 10, Moment::ZERO).iter().map(|lease| lease.piece).collect();
+        assert_eq!(leased, [6, 7, 8, 9], "the rest is the origin's again");
+        assert!(book.is_done(node(1)) && book.grant(node(1), 5, Moment::ZERO).is_empty());
     }
 
     #[test]
