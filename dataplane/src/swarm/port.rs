@@ -103,7 +103,8 @@ fn limits() -> Limits {
         head_bytes_max: 4 << 10,
         ranges_max: 1,
         memory_file_bytes_max: 0,
-        memory_cache_bytes_max: 0,
+        // No contents, but what is known of open files.
+        memory_cache_bytes_max: 2 << 20,
         descriptors_max: 1_024,
         ..Limits::default()
     }
