@@ -417,7 +417,9 @@ fn lasting(kept: &Kept) -> PieceSet {
     let mut pieces = PieceSet::new(kept.bundle.len());
     for (object, span) in kept.bundle.objects.iter().zip(&kept.spans) {
         if object.members.is_empty() {
-            span.clone().for_each(|piece| drop(pieces.insert(piece)));
+            span.clone().for_each(|piece| {
+                pieces.insert(piece);
+            });
         }
     }
     pieces

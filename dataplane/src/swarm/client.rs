@@ -159,7 +159,9 @@ impl<T: Tracker> Client<T> {
             let mut pieces = PieceSet::new(layout.pieces());
             for (object, span) in layout.bundle.objects.iter().zip(&layout.spans) {
                 if object.members.is_empty() && mirror.holds(&object.content) {
-                    span.clone().for_each(|piece| drop(pieces.insert(piece)));
+                    span.clone().for_each(|piece| {
+                        pieces.insert(piece);
+                    });
                 }
             }
             pieces

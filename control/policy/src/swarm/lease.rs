@@ -629,7 +629,7 @@ mod tests {
         let mut book = book(10, &[100]);
         book.have(node(1), 0..10);
         let mut kept = PieceSet::new(10);
-        (0..6).for_each(|piece| drop(kept.insert(piece)));
+        (0..6).for_each(|piece| assert!(kept.insert(piece)));
         book.retire(node(1), &kept);
         book.join(node(2), BytesPerSec(100), PieceSet::new(10));
         assert_eq!(book.peers(node(2), 5, 1), [node(1)]);

@@ -223,6 +223,8 @@ impl<T: Tracker> Session<T> {
         };
         let first = Arc::clone(&plans.borrow_and_update());
         session.plan(&first);
+        // What is here, and what nobody wants here, is asked of nobody, also where nothing is wanted at all.
+        session.adjust_picker();
         let end = session.until_end(&mut plans).await;
         session.stop_asking();
         if let Some(end) = end {

@@ -74,7 +74,7 @@ impl<T: Tracker> Session<T> {
     }
 
     /// Tells the picker which pieces are to be asked for: needed, and not here.
-    fn adjust_picker(&mut self) {
+    pub(super) fn adjust_picker(&mut self) {
         for piece in 0..self.layout.pieces() {
             let wanted =
                 self.needed.contains(piece) && !self.have.contains(piece) && !self.written.contains(piece);

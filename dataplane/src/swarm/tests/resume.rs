@@ -140,3 +140,25 @@ async fn nor_when_the_tracker_is_away_at_the_start() {
     let most = total(&files) + 4 * 16_384;
     assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_all_and_is_restarted_for_the_others_fetches_nothing() {
+    let field = Field::start().await;
+    let files = sample();
+    let bundle = bundled(&field, &files);
+    field.switches.lock().unwrap().never_complete = true;
+    let sequence = field.publish(&files);
+    let mut early = volunteers(&field, 2).await;
+    all_complete(&early, sequence).await;
+    early[0].kill().await;
+    early[0].start().await;
+    early[0].wanted.send_replace(sequence);
+    let pieces = field.bundle_pieces(bundle);
+    until("it says what it has", || field.held(bundle, NodeId(1)) == pieces).await;
+    // Time in which somebody else fetches everything.
+    let late = Volunteer::started(&field, 3).await;
+    all_complete(std::slice::from_ref(&late), sequence).await;
+    let received = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    let meter = &early[0].meter;
+    assert_eq!((received(&meter.peers), received(&meter.origin)), (0, 0));
+}
