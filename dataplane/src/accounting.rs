@@ -21,6 +21,8 @@ pub struct Ledger {
 /// What one interface had counted.
 #[derive(Clone, Copy, Default)]
 struct Kept {
+    /// The epoch that this process found first: what it tells is counted since then.
+    first: Option<Epoch>,
     epoch: Option<Epoch>,
     /// Counts of epochs that are over.
     before: [Flow; CLASSES],
@@ -57,7 +59,7 @@ impl Ledger {
     pub fn read(&mut self) -> Result<Vec<InterfaceCounters>, ReadError> {
         let reading = self.reading()?;
         let interfaces = reading.interfaces.iter().take(INTERFACES_MAX);
-        Ok(interfaces.map(|interface| counters(interface, &self.settle(interface))).collect())
+        Ok(interfaces.map(|interface| self.settle(interface)).collect())
     }
 
     /// Where they come from, in full.
@@ -74,7 +76,7 @@ impl Ledger {
     }
 
     /// The interface's classes with what earlier epochs counted.
-    fn settle(&mut self, interface: &InterfaceReading) -> [Flow; CLASSES] {
+    fn settle(&mut self, interface: &InterfaceReading) -> InterfaceCounters {
         let kept = self.kept.entry(interface.name.clone()).or_default();
         if kept.epoch != Some(interface.epoch) {
             for (before, last) in kept.before.iter_mut().zip(kept.last) {
@@ -86,14 +88,17 @@ impl Ledger {
         for (last, now) in kept.last.iter_mut().zip(interface.classes) {
             *last = last.max(now);
         }
-        std::array::from_fn(|class| kept.before[class].plus(kept.last[class]))
+        let first = *kept.first.get_or_insert(interface.epoch);
+        let classes = std::array::from_fn(|class| kept.before[class].plus(kept.last[class]));
+        counters(interface, first, &classes)
     }
 }
 
-fn counters(interface: &InterfaceReading, classes: &[Flow; CLASSES]) -> InterfaceCounters {
+fn counters(interface: &InterfaceReading, epoch: Epoch, classes: &[Flow; CLASSES]) -> InterfaceCounters {
     let of = |class: Class| in_out(classes[class.index()]);
     InterfaceCounters {
         name: interface.name.clone(),
+        epoch: epoch.0,
         total: in_out(interface.totals),
         delivery: of(Class::Delivery),
         sync: of(Class::Sync),
@@ -157,8 +162,9 @@ mod tests {
         let readings = vec![reading(1, 1_000), reading(1, 1_500), reading(2, 100), reading(2, 300)];
         let mut ledger =
             Ledger::new(Box::new(Script { readings, source: Source::Sockets { why: "x".into() } }));
-        let delivered: Vec<u64> = (0..4).map(|_| ledger.read().unwrap()[0].delivery.sent.bytes).collect();
-        assert_eq!(delivered, [1_000, 1_500, 1_600, 1_800]);
+        let told = |counters: &InterfaceCounters| (counters.epoch, counters.delivery.sent.bytes);
+        let delivered: Vec<(u64, u64)> = (0..4).map(|_| told(&ledger.read().unwrap()[0])).collect();
+        assert_eq!(delivered, [(1, 1_000), (1, 1_500), (1, 1_600), (1, 1_800)]);
         assert_eq!(ledger.source(), CounterSource::Sockets { why: "x".into() });
     }
 

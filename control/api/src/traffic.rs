@@ -66,6 +66,9 @@ pub struct InOut {
 pub struct InterfaceCounters {
     /// The interface's name.
     pub name: String,
+    /// When the classes' counts began, nanoseconds of the Unix time: of the same epoch they go on where they were, also
+    /// over a restart of the daemon; of another they begin at zero.
+    pub epoch: u64,
     /// What the kernel counted in all.
     pub total: InOut,
     /// To and from customers.

@@ -73,7 +73,7 @@ pub(super) async fn heartbeat(
         parts.routing.touch();
     }
     // Acknowledged only when the ledger is on disk; until then the volunteer says it all again.
-    parts.registry.record(node.id, boot, counters).await?;
+    parts.registry.record(node.id, counters).await?;
 
     let expires = u32::try_from(now_secs() + SYNC_TOKEN_SECS).unwrap_or(u32::MAX);
     let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);

@@ -56,9 +56,9 @@ pub trait Registry: Send + Sync + 'static {
     /// Forgets a volunteer; its number is never given again.
     fn remove(&self, node: NodeId) -> Pending<Arc<Node>>;
 
-    /// Enters absolute counters of one boot of a volunteer's daemon into its ledger. Counters that are not
-    /// above what was entered before for this boot change nothing.
-    fn record(&self, node: NodeId, boot: u64, readings: Vec<InterfaceReading>) -> Pending<()>;
+    /// Enters absolute counters of a volunteer's interfaces into its ledger. Counters that are not above what was
+    /// entered before for their epoch change nothing.
+    fn record(&self, node: NodeId, readings: Vec<InterfaceReading>) -> Pending<()>;
 }
 
 /// A change under way.
@@ -132,6 +132,7 @@ pub fn readings(interfaces: &[InterfaceCounters]) -> Vec<InterfaceReading> {
         .take(INTERFACES_MAX)
         .map(|interface| InterfaceReading {
             name: interface.name.chars().take(INTERFACE_NAME_CHARS_MAX).collect(),
+            epoch: interface.epoch,
             delivered: interface.delivery.sent.bytes,
             synced_in: interface.sync.received.bytes,
             synced_out: interface.sync.sent.bytes,

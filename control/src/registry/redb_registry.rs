@@ -116,8 +116,8 @@ impl Registry for RedbRegistry {
         self.ask_node(NodeChange::Remove(node))
     }
 
-    fn record(&self, node: NodeId, boot: u64, readings: Vec<InterfaceReading>) -> Pending<()> {
-        self.ask(|reply| Command::Record { node, boot, readings, reply })
+    fn record(&self, node: NodeId, readings: Vec<InterfaceReading>) -> Pending<()> {
+        self.ask(|reply| Command::Record { node, readings, reply })
     }
 }
 
@@ -156,7 +156,6 @@ enum Command {
     },
     Record {
         node: NodeId,
-        boot: u64,
         readings: Vec<InterfaceReading>,
         reply: oneshot::Sender<Result<(), RegistryError>>,
     },
@@ -266,7 +265,6 @@ impl State {
     fn record(
         &mut self,
         node: NodeId,
-        boot: u64,
         readings: &[InterfaceReading],
         dirty: &mut Dirty,
     ) -> Result<(), RegistryError> {
@@ -275,7 +273,7 @@ impl State {
         }
         let known = self.ledgers.get(&node);
         let mut ledger = known.cloned().unwrap_or_default();
-        if ledger.enter(boot, readings) {
+        if ledger.enter(readings) {
             dirty.ledgers.entry(node).or_insert_with(|| known.cloned());
             self.ledgers.insert(node, ledger);
         }
@@ -334,8 +332,8 @@ fn write_loop(database: &Database, mut state: State, shared: &Shared, mut queue:
                     let outcome = state.change(change, &mut dirty);
                     Box::new(move |stored| drop(reply.send(stored.and(outcome))))
                 }
-                Command::Record { node, boot, readings, reply } => {
-                    let outcome = state.record(node, boot, &readings, &mut dirty);
+                Command::Record { node, readings, reply } => {
+                    let outcome = state.record(node, &readings, &mut dirty);
                     Box::new(move |stored| drop(reply.send(stored.and(outcome))))
                 }
             });
@@ -415,7 +413,14 @@ fn load(database: &Database) -> Result<(SyncKey, State), redb::Error> {
     let write = database.begin_write()?;
     {
         write.open_table(NODES)?;
-        write.open_table(LEDGERS)?;
+        let mut ledgers = write.open_table(LEDGERS)?;
+        for row in write.open_table(LEDGERS_1)?.iter()? {
+            let (id, ledger) = row?;
+            // The sums stand first.
+            let sums: LedgerView = decode_first(ledger.value())?;
+            ledgers.insert(id.value(), encode(&Ledger::of_sums(sums))?.as_slice())?;
+        }
+        write.delete_table(LEDGERS_1)?;
         write.open_table(BANS)?;
         write.open_table(PROFILES)?;
         let mut facts = write.open_table(FACTS)?;
@@ -455,14 +460,22 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
     postcard::to_stdvec(value).map_err(|error| redb::Error::Corrupted(error.to_string()))
 }
 
+fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
+    postcard::take_from_bytes(bytes).map(|(value, _)| value).map_err(not_of_this_version)
+}
+
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
-    postcard::from_bytes(bytes).map_err(|error| {
-        redb::Error::Corrupted(format!("a record of the registry is not of this version ({error})"))
-    })
+    postcard::from_bytes(bytes).map_err(not_of_this_version)
+}
+
+fn not_of_this_version(error: postcard::Error) -> redb::Error {
+    redb::Error::Corrupted(format!("a record of the registry is not of this version ({error})"))
 }
 
 const NODES: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("nodes 1");
-const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers 1");
+const LEDGERS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers 2");
+/// Ledgers by boots of the daemon, which counted twice what went on over a restart. Only their sums are taken over.
+const LEDGERS_1: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("ledgers 1");
 const BANS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("bans 1");
 const PROFILES: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("profiles 1");
 const FACTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("facts 1");
@@ -510,8 +523,31 @@ mod tests {
         Ban { since: 100, evidence }
     }
 
-    fn reading(delivered: u64) -> Vec<InterfaceReading> {
-        vec![InterfaceReading { name: "eth0".into(), delivered, synced_in: 7, synced_out: 0 }]
+    fn reading(epoch: u64, delivered: u64) -> Vec<InterfaceReading> {
+        vec![InterfaceReading { name: "eth0".into(), epoch, delivered, synced_in: 7, synced_out: 0 }]
+    }
+
+    #[tokio::test]
+    async fn sums_of_the_earlier_form_are_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = registry(directory.path());
+        let node = first.invite("south".parse().unwrap(), invitation(1)).await.unwrap().id;
+        drop(first);
+        let sums = LedgerView { delivered_bytes: 5, synced_in_bytes: 6, synced_out_bytes: 7 };
+        let boots = vec![(9u64, vec![("eth0".to_owned(), 5u64, 6u64, 7u64)])];
+        let database = Database::open(directory.path().join("control.redb")).unwrap();
+        let write = database.begin_write().unwrap();
+        write
+            .open_table(LEDGERS_1)
+            .unwrap()
+            .insert(node.0, encode(&(sums, boots)).unwrap().as_slice())
+            .unwrap();
+        write.commit().unwrap();
+        drop(database);
+        for _ in 0..2 {
+            let registry = registry(directory.path());
+            assert_eq!(registry.ledger(node), sums);
+        }
     }
 
     #[tokio::test]
@@ -521,7 +557,7 @@ mod tests {
         let node = first.invite("south".parse().unwrap(), invitation(1)).await.unwrap();
         assert_eq!(node.id, NodeId(1));
         let joined = first.join(joining(1, 9)).await.unwrap();
-        first.record(node.id, 5, reading(1000)).await.unwrap();
+        first.record(node.id, reading(5, 1000)).await.unwrap();
         first.set_draining(node.id, true).await.unwrap();
         let caught = ban(1);
         first.ban(node.id, caught.clone()).await.unwrap();
@@ -535,9 +571,9 @@ mod tests {
         assert!(node.draining && second.sync_key() == key);
         assert_eq!(node.ban.as_deref(), Some(&caught), "the first proof stays");
         assert_eq!(second.pardon(node.id).await.unwrap().ban, None);
-        second.record(node.id, 5, reading(1000)).await.unwrap();
+        second.record(node.id, reading(5, 1000)).await.unwrap();
         assert_eq!(second.ledger(node.id).delivered_bytes, 1000, "a repeated heartbeat doubles nothing");
-        second.record(node.id, 6, reading(30)).await.unwrap();
+        second.record(node.id, reading(6, 30)).await.unwrap();
         assert_eq!(second.ledger(node.id).delivered_bytes, 1030);
         assert_eq!(second.ledger(node.id).synced_in_bytes, 14);
     }
@@ -549,7 +585,7 @@ mod tests {
         let live = registry(directory.path());
         let node = live.invite("south".parse().unwrap(), invitation(1)).await.unwrap().id;
         for round in 1..=20u64 {
-            live.record(node, 1, reading(round * 100)).await.unwrap();
+            live.record(node, reading(1, round * 100)).await.unwrap();
             let copy = tempfile::tempdir().unwrap();
             std::fs::copy(directory.path().join("control.redb"), copy.path().join("control.redb")).unwrap();
             assert_eq!(registry(copy.path()).ledger(node).delivered_bytes, round * 100);
@@ -585,7 +621,7 @@ mod tests {
         registry.remove(NodeId(1)).await.unwrap();
         assert_eq!(registry.remove(NodeId(1)).await, Err(RegistryError::UnknownNode { node: NodeId(1) }));
         let gone = RegistryError::UnknownNode { node: NodeId(1) };
-        assert_eq!(registry.record(NodeId(1), 1, reading(1)).await, Err(gone));
+        assert_eq!(registry.record(NodeId(1), reading(1, 1)).await, Err(gone));
         assert_eq!(registry.invite(name, invitation(3)).await.unwrap().id, NodeId(2));
     }
 
@@ -595,7 +631,7 @@ mod tests {
         let registry = Arc::new(registry(directory.path()));
         let node = registry.invite("south".parse().unwrap(), invitation(1)).await.unwrap().id;
         let tasks: Vec<_> =
-            (1..=500u64).map(|boot| tokio::spawn(registry.record(node, boot % 4, reading(boot)))).collect();
+            (1..=500u64).map(|boot| tokio::spawn(registry.record(node, reading(boot % 4, boot)))).collect();
         for task in tasks {
             task.await.unwrap().unwrap();
         }
