@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use freshet_api::Class;
 use arc_swap::ArcSwap;
+use freshet_api::Class;
 use freshet_engine::{Inherited, Limits, Listener, Root, Running, Server};
 use freshet_policy::liveness::LivenessTerms;
 use freshet_policy::reservation::{ReservationLedger, ReservationTerms};

@@ -90,7 +90,9 @@ impl Figures {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let text = |status, text: String| (status, "text/plain; charset=utf-8", text);
         let (status, kind, text) = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, CONTENT_TYPE, self.scrape().text()),
+            (&Method::GET | &Method::HEAD, "/metrics") => {
+                (StatusCode::OK, CONTENT_TYPE, self.scrape().text())
+            }
             (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "up\n".to_owned()),
             (&Method::GET | &Method::HEAD, "/readyz") => match self.closed() {
                 None => text(StatusCode::OK, "ready\n".to_owned()),
@@ -144,7 +146,11 @@ impl Figures {
             "Body bytes that customers did not wait for",
             delivery.abandoned_bytes,
         );
-        scrape.counter("freshet_dataplane_sent_back", "Customers sent back to the front door", delivery.sent_back);
+        scrape.counter(
+            "freshet_dataplane_sent_back",
+            "Customers sent back to the front door",
+            delivery.sent_back,
+        );
         let refused = [
             ("missing", delivery.tickets_missing),
             ("malformed", delivery.tickets_malformed),
@@ -157,9 +163,21 @@ impl Figures {
             refused.map(|(why, count)| (label("why", why), count)),
         );
         scrape.gauge("freshet_dataplane_transfers", "Transfers to customers under way", delivery.active);
-        scrape.counter("freshet_dataplane_connections_accepted", "Connections to the delivery port", engine.accepted);
-        scrape.counter("freshet_dataplane_connections_refused", "Connections closed at once by a limit", engine.refused);
-        scrape.counter("freshet_dataplane_connections_timed_out", "Connections closed by a timeout", engine.timed_out);
+        scrape.counter(
+            "freshet_dataplane_connections_accepted",
+            "Connections to the delivery port",
+            engine.accepted,
+        );
+        scrape.counter(
+            "freshet_dataplane_connections_refused",
+            "Connections closed at once by a limit",
+            engine.refused,
+        );
+        scrape.counter(
+            "freshet_dataplane_connections_timed_out",
+            "Connections closed by a timeout",
+            engine.timed_out,
+        );
         scrape.gauge("freshet_dataplane_connections_open", "Connections open now", engine.open);
     }
 
@@ -168,7 +186,11 @@ impl Figures {
         let ebpf = matches!(ledger.source(), freshet_api::traffic::CounterSource::Ebpf);
         let interfaces = ledger.read().unwrap_or_default();
         drop(ledger);
-        scrape.gauge("freshet_dataplane_counted_by_ebpf", "1 when the classifiers count, 0 when sockets do", ebpf);
+        scrape.gauge(
+            "freshet_dataplane_counted_by_ebpf",
+            "1 when the classifiers count, 0 when sockets do",
+            ebpf,
+        );
         let each = || {
             interfaces.iter().flat_map(|interface| {
                 let classes = [
@@ -190,7 +212,11 @@ impl Figures {
             })
         };
         let bytes = each().map(|(labels, count)| (labels, count.bytes));
-        scrape.counters("freshet_dataplane_interface_bytes", "Bytes on the wire by interface and class", bytes);
+        scrape.counters(
+            "freshet_dataplane_interface_bytes",
+            "Bytes on the wire by interface and class",
+            bytes,
+        );
         let packets = each().map(|(labels, count)| (labels, count.packets));
         scrape.counters("freshet_dataplane_interface_packets", "Packets by interface and class", packets);
     }
@@ -198,13 +224,25 @@ impl Figures {
     fn budget(&self, scrape: &mut Scrape) {
         let report = self.outlook.borrow().report.clone();
         let rate = report.rate.map(|rate| (label("limit", &report.limit), rate.0));
-        scrape.gauges("freshet_dataplane_rate_bytes_per_second", "What may be sent now, and what sets it", rate);
+        scrape.gauges(
+            "freshet_dataplane_rate_bytes_per_second",
+            "What may be sent now, and what sets it",
+            rate,
+        );
         scrape.gauge("freshet_dataplane_month_used_bytes", "Given in this month", report.used.0);
         let month = |of: fn(&freshet_api::heartbeat::MonthReport) -> u64| {
             report.month.as_ref().map(|month| (Vec::new(), of(month)))
         };
-        scrape.gauges("freshet_dataplane_month_volume_bytes", "Given in a month", month(|month| month.volume.0));
-        scrape.gauges("freshet_dataplane_month_left_bytes", "What is left of that", month(|month| month.left.0));
+        scrape.gauges(
+            "freshet_dataplane_month_volume_bytes",
+            "Given in a month",
+            month(|month| month.volume.0),
+        );
+        scrape.gauges(
+            "freshet_dataplane_month_left_bytes",
+            "What is left of that",
+            month(|month| month.left.0),
+        );
         scrape.gauges(
             "freshet_dataplane_month_left_seconds",
             "Until the next month begins",
@@ -221,7 +259,11 @@ impl Figures {
         scrape.gauge("freshet_dataplane_mirror_sequence", "State that is whole on disk", sync.complete);
         scrape.gauge("freshet_dataplane_mirror_target_sequence", "State that is fetched", sync.target);
         scrape.gauge("freshet_dataplane_mirror_trouble", "1 when something stops it", sync.trouble.is_some());
-        scrape.gauge("freshet_dataplane_swarm_peers", "Peers that are asked now", u64::from(sync.transfer.peers));
+        scrape.gauge(
+            "freshet_dataplane_swarm_peers",
+            "Peers that are asked now",
+            u64::from(sync.transfer.peers),
+        );
         let from = [
             ("origin", sync.transfer.origin_bytes),
             ("peer", sync.transfer.peer_bytes),

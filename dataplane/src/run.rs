@@ -277,7 +277,9 @@ impl Volunteer {
             last_heard,
         };
         let mut metrics_address = None;
-        if let Some(address) = config.metrics_listen.or(metrics_socket.as_ref().and_then(|s| s.local_addr().ok())) {
+        if let Some(address) =
+            config.metrics_listen.or(metrics_socket.as_ref().and_then(|s| s.local_addr().ok()))
+        {
             let listener = metrics::bind(address, metrics_socket)
                 .with_context(|| format!("cannot listen on {address} for metrics"))?;
             metrics_address = Some(listener.local_addr().unwrap_or(address));
@@ -484,8 +486,8 @@ fn write_addresses(
     sync: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
 ) -> Result<(), Failure> {
-    let mut text =
-        serde_json::to_vec_pretty(&Addresses { delivery, sync, metrics }).context("cannot write the addresses")?;
+    let mut text = serde_json::to_vec_pretty(&Addresses { delivery, sync, metrics })
+        .context("cannot write the addresses")?;
     text.push(b'\n');
     crate::durable::write(path, &text, 0o644).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())

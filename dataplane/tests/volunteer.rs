@@ -398,9 +398,10 @@ fn monitoring_sees_what_is_so_and_every_name_that_a_dashboard_asks_for() {
     let text = get(metrics, "/metrics");
     assert!(text.contains("freshet_dataplane_ready 1\n"), "{text}");
     assert!(text.contains("freshet_dataplane_tickets_refused_total{why=\"missing\"} 1\n"), "{text}");
-    for file in
-        [include_str!("../../control/monitoring/dashboard.json"), include_str!("../../control/monitoring/alerts.yml")]
-    {
+    for file in [
+        include_str!("../../control/monitoring/dashboard.json"),
+        include_str!("../../control/monitoring/alerts.yml"),
+    ] {
         let words = file.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
         let names: Vec<&str> = words.filter(|word| word.starts_with("freshet_dataplane_")).collect();
         assert!(!names.is_empty());

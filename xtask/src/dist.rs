@@ -54,9 +54,12 @@ fn write_manual(program: &Path, made: &Path, name: &str) -> Result<()> {
     }
     std::fs::create_dir_all(&pages).with_context(|| format!("cannot make {}", pages.display()))?;
     workspace::run(Command::new(program).arg("man").arg(&pages))?;
-    for (shell, file) in [("bash", name.to_owned()), ("zsh", format!("_{name}")), ("fish", format!("{name}.fish"))] {
+    for (shell, file) in
+        [("bash", name.to_owned()), ("zsh", format!("_{name}")), ("fish", format!("{name}.fish"))]
+    {
         let directory = made.join("completions").join(shell);
-        std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         let output = Command::new(program)
             .args(["completions", shell])
             .output()
@@ -76,16 +79,10 @@ fn make(workspace: &Workspace, package: &str, variant: Option<&str>) -> Result<P
     if let Some(variant) = variant {
         deb.args(["--variant", variant]);
     }
-    let output = deb
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .context("cannot run cargo deb")?;
+    let output = deb.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo deb")?;
     if !output.status.success() {
         bail!("cargo deb failed for {package}");
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .last()
-        .map(PathBuf::from)
-        .with_context(|| format!("cargo deb told no path for {package}"))
+    text.lines().last().map(PathBuf::from).with_context(|| format!("cargo deb told no path for {package}"))
 }

@@ -72,8 +72,7 @@ pub(super) async fn only_operators(
     };
     entry.status = response.status().as_u16();
     if response.status().is_success() {
-        let (who, what) = (&entry.who, entry.request.trim_start_matches("POST /v1/admin/"));
-        api.parts.events.note(EventKind::Operator, node_in(&entry.request), format!("{who}: {what}"));
+        api.parts.events.note(EventKind::Operator, node_in(&entry.request), told(&entry));
     }
     let noted = Arc::clone(&api);
     match tokio::task::spawn_blocking(move || noted.parts.audit.note(&entry)).await {
@@ -91,6 +90,23 @@ pub(super) async fn only_operators(
 /// The volunteer that a command is about, where its path names one.
 fn node_in(request: &str) -> Option<&str> {
     request.split_once("/v1/admin/nodes/")?.1.split('/').next()
+}
+
+/// A command in words.
+fn told(entry: &AuditEntry) -> String {
+    let who = &entry.who;
+    let (method, path) = entry.request.split_once(' ').unwrap_or_default();
+    let path = path.strip_prefix("/v1/admin/").unwrap_or(path);
+    let segments: Vec<&str> = path.split('/').collect();
+    let name = || entry.body.as_ref().and_then(|body| body["name"].as_str()).unwrap_or("somebody");
+    match (method, segments.as_slice()) {
+        ("POST", ["nodes"]) => format!("{who} invited {}", name()),
+        ("DELETE", ["nodes", _]) => format!("{who} removed it"),
+        ("POST", ["nodes", _, verb]) => format!("{who}: {verb}"),
+        ("POST", ["keys"]) => format!("{who} made a key for {}", name()),
+        ("DELETE", ["keys", name]) => format!("{who} made the key of {name} worthless"),
+        _ => format!("{who}: {path}"),
+    }
 }
 
 pub(super) async fn keys(State(api): State<Arc<Api>>) -> Json<Vec<KeyView>> {
@@ -352,3 +368,31 @@ const FILES_MAX: usize = 100_000;
 /// Below the API's own limit for a request.
 const WAIT_SECS_MAX: u64 = 50;
 const VERIFY_WITHIN: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_told_in_words() {
+        let told = |request: &str, body| {
+            told(&AuditEntry {
+                at: 1,
+                who: "ann".into(),
+                role: Role::Admin,
+                from: None,
+                request: request.into(),
+                body,
+                status: 200,
+            })
+        };
+        let body = Some(serde_json::json!({"name": "edge"}));
+        assert_eq!(told("POST /v1/admin/nodes", body.clone()), "ann invited edge");
+        assert_eq!(told("POST /v1/admin/keys", body), "ann made a key for edge");
+        assert_eq!(told("DELETE /v1/admin/nodes/edge", None), "ann removed it");
+        assert_eq!(told("POST /v1/admin/nodes/edge/drain", None), "ann: drain");
+        assert_eq!(told("POST /v1/admin/publish", None), "ann: publish");
+        assert_eq!(node_in("POST /v1/admin/nodes/edge/drain"), Some("edge"));
+        assert_eq!(node_in("POST /v1/admin/nodes"), None);
+    }
+}

@@ -96,7 +96,8 @@ fn main() -> ExitCode {
 
 fn manual(directory: &std::path::Path) -> ExitCode {
     let command = Arguments::command().name("control");
-    let written = std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(command, directory));
+    let written =
+        std::fs::create_dir_all(directory).and_then(|()| clap_mangen::generate_to(command, directory));
     match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -27,7 +27,7 @@ pub(super) fn of(hour: &[Instant]) -> Markup {
                 }
             }
             figcaption {
-                span.scale { "top: " (BytesPerSec(top)) ", one hour" }
+                span.scale { "top: " (BytesPerSec(top)) ", the last " (span(hour) / 60) " minutes" }
                 @for (class, words, _) in &series { span.key.(class) { (words) } }
             }
         }
@@ -55,13 +55,19 @@ fn area(hour: &[Instant], of: &fn(&Instant) -> u64, top: u64) -> String {
 
 fn points(hour: &[Instant], of: &fn(&Instant) -> u64, top: u64) -> impl Iterator<Item = (f64, f64)> {
     let last = hour.last().map_or(0, |at| at.at);
-    let span = 3_600.0;
+    let span = span(hour) as f64;
     hour.iter().map(move |at| {
         let ago = last.saturating_sub(at.at) as f64;
         let x = f64::from(WIDTH) * (1.0 - ago / span);
         let y = f64::from(HEIGHT) * (1.0 - of(at) as f64 / top.max(1) as f64);
         (x, y)
     })
+}
+
+/// Seconds that are drawn: what there is, from ten minutes to an hour.
+fn span(hour: &[Instant]) -> u64 {
+    let ends = hour.first().zip(hour.last());
+    ends.map_or(0, |(first, last)| last.at.saturating_sub(first.at)).next_multiple_of(600).clamp(600, 3_600)
 }
 
 /// The next 1, 2 or 5 with zeroes behind it, in bits per second.
@@ -97,7 +103,7 @@ mod tests {
 
     #[test]
     fn an_empty_hour_draws_nothing_and_fails_not() {
-        assert!(of(&[]).into_string().contains("one hour"));
+        assert!(of(&[]).into_string().contains("the last 10 minutes"));
         let drawn = of(&[Instant { at: 5, ..Instant::default() }]).into_string();
         assert!(drawn.contains("M720.0 150.0"), "{drawn}");
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use freshet_api::Bytes;
 use freshet_api::admin::{BundleView, NodeState, NodeView, WhereView};
-use freshet_api::operator::Event;
+use freshet_api::operator::{Event, EventKind};
 use maud::{DOCTYPE, Markup, html};
 
 use super::{View, chart, live};
 use crate::api::Api;
+use crate::events::EVENTS_MAX;
 
 /// Everything at a glance, and the volunteers.
 pub(super) fn overview(api: &Api, view: &View) -> Markup {
@@ -24,6 +25,7 @@ pub(super) fn overview(api: &Api, view: &View) -> Markup {
             synced_out + node.ledger.synced_out_bytes,
         )
     });
+    let current = nodes_current(&nodes);
     select(&mut nodes, view);
     let door = &status.front_door;
     let served = door.redirects + door.direct + door.fallback;
@@ -37,141 +39,160 @@ pub(super) fn overview(api: &Api, view: &View) -> Markup {
         }
     };
     let swarm = api.parts().swarm.view();
-    html_page("Status", Some(api), html! {
-        div.tiles {
-            (tile("volunteers deliver", "delivery", format!("{} since they joined", Bytes(ledger.0))))
-            (tile("volunteers copy", "sync", format!("{} since they joined", Bytes(ledger.1))))
-            (tile("origin to customers", "origin", format!("{} since its start", Bytes(door.body_bytes))))
-            (tile("origin to volunteers", "origin-sync", format!("{} since its start", Bytes(status.sync_port.body_bytes))))
-            div.tile {
-                div.what { "take customers" }
-                div.value { span data-live="active" { (totals.get("active").map_or("0", String::as_str)) } " of " (all) }
-                div.beside { "volunteers" }
+    html_page(
+        "Status",
+        Some(api),
+        html! {
+            div.tiles {
+                (tile("volunteers deliver", "delivery", format!("{} in all", Bytes(ledger.0))))
+                (tile("volunteers copy", "sync", format!("{} in all", Bytes(ledger.1))))
+                (tile("origin to customers", "origin", format!("{} since start", Bytes(door.body_bytes))))
+                (tile("origin to volunteers", "origin-sync", format!("{} since start", Bytes(status.sync_port.body_bytes))))
+                div.tile {
+                    div.what { "take customers" }
+                    div.value { span data-live="active" { (totals.get("active").map_or("0", String::as_str)) } " of " (all) }
+                    div.beside { "volunteers" }
+                }
+                div.tile {
+                    div.what { "sent to volunteers" }
+                    div.value { (percent(door.redirects, served)) }
+                    div.beside { "of " (served) " answers" }
+                }
             }
-            div.tile {
-                div.what { "sent to volunteers" }
-                div.value { (percent(door.redirects, served)) }
-                div.beside { "of " (served) " answers" }
+            section { h2 { "Rates" } (chart::of(&api.parts().flows.hour())) }
+            div.columns {
+                section {
+                    h2 { "Repository and release" }
+                    dl {
+                        dt { "Files" } dd { (status.catalog.files) ", " (Bytes(status.catalog.bytes)) }
+                        @if status.catalog.pending > 0 { dt { "Still to hash" } dd { (status.catalog.pending) } }
+                        dt { "Release" }
+                        dd {
+                            @if status.swarm.released >= status.catalog.sequence { "volunteers are told of it" }
+                            @else { "being bundled for volunteers; customers see it already" }
+                            span.faint { " (state " (status.catalog.sequence) ")" }
+                        }
+                        dt { "Whole on" } dd { (current.0) " of " (current.1) " mirrors" }
+                        @if !status.catalog.left_out.is_empty() {
+                            dt { "Left out" } dd { (status.catalog.left_out.join("; ")) }
+                        }
+                    }
+                    @let copying: Vec<&BundleView> = swarm.bundles.iter().filter(|bundle| !bundle.complete).rev().take(BUNDLES).collect();
+                    @if !copying.is_empty() {
+                        div.scroll { table {
+                            thead { tr { th { "Bundle" } th.n { "Size" } th.n { "Copied" } th.n { "Origin sent" } } }
+                            tbody { @for bundle in copying { (bundle_row(bundle)) } }
+                        } }
+                    }
+                    h2.later { "Who holds a file?" }
+                    form action="/file" { input name="path" placeholder="pool/main/…" aria-label="Path in the repository" required; button { "Find" } }
+                }
+                section {
+                    h2 { "Lately" }
+                    (events(&lately_public(api, None)))
+                }
             }
-        }
-        section { h2 { "The last hour" } (chart::of(&api.parts().flows.hour())) }
-        div.columns {
             section {
-                h2 { "Repository and release" }
-                dl {
-                    dt { "Files" } dd { (status.catalog.files) ", " (Bytes(status.catalog.bytes)) }
-                    @if status.catalog.pending > 0 { dt { "Still to hash" } dd { (status.catalog.pending) } }
-                    dt { "Customers see" } dd { "state " (status.catalog.sequence) }
-                    dt { "Volunteers see" } dd { "state " (status.swarm.released) }
-                    @let current = nodes_current(&nodes);
-                    dt { "Have it whole" } dd { (current.0) " of " (current.1) " mirrors that are heard" }
-                    @if !status.catalog.left_out.is_empty() {
-                        dt { "Left out" } dd { (status.catalog.left_out.join("; ")) }
+                div.head {
+                    h2 { "Volunteers" }
+                    form action="/" {
+                        @if !view.sort.is_empty() { input type="hidden" name="sort" value=(view.sort); }
+                        input type="search" name="q" value=(view.q) placeholder="name, sponsor or state" aria-label="Show only";
+                        button { "Show" }
                     }
                 }
-                @let copying: Vec<&BundleView> = swarm.bundles.iter().filter(|bundle| !bundle.complete).rev().take(BUNDLES).collect();
-                @if !copying.is_empty() {
-                    div.scroll { table {
-                        thead { tr { th { "Bundle" } th.n { "Size" } th.n { "Copied" } th.n { "Origin sent" } } }
-                        tbody { @for bundle in copying { (bundle_row(bundle)) } }
-                    } }
-                }
+                (volunteers(&nodes, view))
             }
-            section {
-                h2 { "Who holds a file?" }
-                form action="/file" { input name="path" placeholder="pool/main/…" aria-label="Path in the repository" required; button { "Find" } }
-                h2.later { "Lately" }
-                (events(&api.parts().events.after(0, None, EVENTS)))
-            }
-        }
-        section {
-            div.head {
-                h2 { "Volunteers" }
-                form action="/" {
-                    @if !view.sort.is_empty() { input type="hidden" name="sort" value=(view.sort); }
-                    input type="search" name="q" value=(view.q) placeholder="name, sponsor or state" aria-label="Show only";
-                    button { "Show" }
-                }
-            }
-            (volunteers(&nodes, view))
-        }
-    })
+        },
+    )
 }
 
 /// One volunteer; `None` when there is none of this name.
 pub(super) fn volunteer(api: &Api, name: &str) -> Option<Markup> {
     let nodes = api.parts().registry.nodes();
     let node = api.node_view(nodes.by_name_or_id(name)?);
-    let events_of = api.parts().events.after(0, Some(&node.name), EVENTS);
-    Some(html_page(&node.name, Some(api), html! {
-        section {
-            h2 { (node.name) }
-            dl {
-                dt { "State" } dd { (state(&node)) @if let Some(reason) = &node.reason { " " (reason) } }
-                @if !node.profile.sponsor.is_empty() { dt { "Given by" } dd { (node.profile.sponsor) } }
-                @if let Some(url) = &node.delivery_url { dt { "Serves at" } dd { (url) } }
-                @if let Some(version) = &node.version { dt { "Version" } dd { (version) } }
-                @if let Some(ms) = node.heartbeat_age_ms { dt { "Last heard" } dd { (age(Duration::from_millis(ms))) " ago" } }
-                dt { "Mirror" } dd data-live=(format!("{}-mirror", node.node)) { (mirror(&node)) }
-                @if let Some(trouble) = node.sync.as_ref().and_then(|sync| sync.trouble.as_ref()) { dt { "Trouble" } dd { (trouble) } }
-                @if let Some(rate) = node.donated_rate { dt { "Given now" } dd { (rate) } }
-                @if let Some(month) = node.budget.as_ref().and_then(|budget| budget.month) {
-                    dt { "Left this month" }
-                    dd { (Bytes(month.left.0)) " of " (Bytes(month.volume.0)) ", " (age(Duration::from_secs(month.ends_in_secs))) " to go" }
-                }
-                dt { "Delivered" } dd { (Bytes(node.ledger.delivered_bytes)) " since it joined" }
-                dt { "Copied" } dd { (Bytes(node.ledger.synced_in_bytes)) " in, " (Bytes(node.ledger.synced_out_bytes)) " out" }
-            }
-        }
-        @if !node.rates.is_empty() {
+    let events_of = lately_public(api, Some(&node.name));
+    Some(html_page(
+        &node.name,
+        Some(api),
+        html! {
             section {
-                h2 { "Interfaces, just now" }
-                div.scroll { table {
-                    thead { tr { th { "Interface" } th.n { "Delivery out" } th.n { "Sync in" } th.n { "Sync out" } th.n { "Owner's in" } th.n { "Owner's out" } } }
-                    tbody { @for interface in &node.rates { tr {
-                        td { (interface.name) }
-                        td.n { (live::rate(interface.classes.delivery.sent)) }
-                        td.n { (live::rate(interface.classes.sync.received)) }
-                        td.n { (live::rate(interface.classes.sync.sent)) }
-                        td.n { (live::rate(interface.classes.other.received)) }
-                        td.n { (live::rate(interface.classes.other.sent)) }
-                    } } }
-                } }
+                h2 { (node.name) }
+                dl {
+                    dt { "State" } dd { (state(&node)) @if let Some(reason) = &node.reason { " " (reason) } }
+                    @if !node.profile.sponsor.is_empty() { dt { "Given by" } dd { (node.profile.sponsor) } }
+                    @if let Some(url) = &node.delivery_url { dt { "Serves at" } dd { (url) } }
+                    @if let Some(version) = &node.version { dt { "Version" } dd { (version) } }
+                    @if let Some(ms) = node.heartbeat_age_ms { dt { "Last heard" } dd { (age(Duration::from_millis(ms))) " ago" } }
+                    dt { "Mirror" } dd data-live=(format!("{}-mirror", node.node)) { (mirror(&node)) }
+                    @if let Some(trouble) = node.sync.as_ref().and_then(|sync| sync.trouble.as_ref()) { dt { "Trouble" } dd { (trouble) } }
+                    @if let Some(rate) = node.donated_rate { dt { "Given now" } dd { (rate) } }
+                    @if let Some(month) = node.budget.as_ref().and_then(|budget| budget.month) {
+                        dt { "Left this month" }
+                        dd { (Bytes(month.left.0)) " of " (Bytes(month.volume.0)) ", " (age(Duration::from_secs(month.ends_in_secs))) " to go" }
+                    }
+                    dt { "Delivered" } dd { (Bytes(node.ledger.delivered_bytes)) " since it joined" }
+                    dt { "Copied" } dd { (Bytes(node.ledger.synced_in_bytes)) " in, " (Bytes(node.ledger.synced_out_bytes)) " out" }
+                }
             }
-        }
-        section { h2 { "Lately" } (events(&events_of)) }
-    }))
+            @if !node.rates.is_empty() {
+                section {
+                    h2 { "Interfaces, just now" }
+                    div.scroll { table {
+                        thead { tr { th { "Interface" } th.n { "Delivery out" } th.n { "Sync in" } th.n { "Sync out" } th.n { "Owner's in" } th.n { "Owner's out" } } }
+                        tbody { @for interface in &node.rates { tr {
+                            td { (interface.name) }
+                            td.n { (live::rate(interface.classes.delivery.sent)) }
+                            td.n { (live::rate(interface.classes.sync.received)) }
+                            td.n { (live::rate(interface.classes.sync.sent)) }
+                            td.n { (live::rate(interface.classes.other.received)) }
+                            td.n { (live::rate(interface.classes.other.sent)) }
+                        } } }
+                    } }
+                }
+            }
+            section { h2 { "Lately" } (events(&events_of)) }
+        },
+    ))
 }
 
 /// One file, and who holds it.
 pub(super) fn file(api: &Api, found: &WhereView) -> Markup {
-    html_page("File", Some(api), html! {
-        section {
-            h2 { (found.path) }
-            dl {
-                dt { "Size" } dd { (found.size) " bytes (" (Bytes(found.size)) ")" }
-                dt { "Modified" } dd { (moment(found.mtime)) }
-                dt { "SHA-256" } dd { (found.sha256) }
-                dt { "BLAKE3" } dd { (found.blake3) }
-                dt { "MD4" } dd { (found.md4) }
+    html_page(
+        "File",
+        Some(api),
+        html! {
+            section {
+                h2 { (found.path) }
+                dl {
+                    dt { "Size" } dd { (found.size) " bytes (" (Bytes(found.size)) ")" }
+                    dt { "Modified" } dd { (moment(found.mtime)) }
+                    dt { "SHA-256" } dd { (found.sha256) }
+                    dt { "BLAKE3" } dd { (found.blake3) }
+                    dt { "MD4" } dd { (found.md4) }
+                }
             }
-        }
-        section {
-            h2 { (found.holders.len()) " volunteers hold this version" }
-            @if found.holders.is_empty() { p.faint { "The origin sends it." } }
-            @else { div.scroll { table { tbody {
-                @for holder in &found.holders { tr {
-                    td { a href=(format!("/volunteer/{}", holder.name)) { (holder.name) } }
-                    td { span class=(format!("state {}", holder.state.name())) { (holder.state.name()) } }
-                } }
-            } } } }
-        }
-    })
+            section {
+                h2 { (found.holders.len()) " volunteers hold this version" }
+                @if found.holders.is_empty() { p.faint { "The origin sends it." } }
+                @else { div.scroll { table { tbody {
+                    @for holder in &found.holders { tr {
+                        td { a href=(format!("/volunteer/{}", holder.name)) { (holder.name) } }
+                        td { span class=(format!("state {}", holder.state.name())) { (holder.state.name()) } }
+                    } }
+                } } } }
+            }
+        },
+    )
 }
 
 /// A page that says only this.
 pub(super) fn nothing(words: &str) -> Markup {
-    html_page("Not found", None, html! { section { p { (words) } p { a href="/" { "To the status page" } } } })
+    html_page(
+        "Not found",
+        None,
+        html! { section { p { (words) } p { a href="/" { "To the status page" } } } },
+    )
 }
 
 /// Sorts and filters as the view says.
@@ -317,11 +338,18 @@ fn events(events: &[Event]) -> Markup {
         @if events.is_empty() { p.faint { "Nothing since control's start." } }
         @else {
             ol.events { @for event in events.iter().rev() { li {
-                time { (moment(i64::try_from(event.at).unwrap_or_default())) }
+                time { (lately(event.at)) }
                 span { @if let Some(node) = &event.node { strong { (node) } " " } (event.text) }
             } } }
         }
     }
+}
+
+/// The last events but operators' own: the page may be public, and who works there is nobody's business.
+fn lately_public(api: &Api, node: Option<&str>) -> Vec<Event> {
+    let mut events = api.parts().events.after(0, node, EVENTS_MAX);
+    events.retain(|event| event.kind != EventKind::Operator);
+    events.split_off(events.len().saturating_sub(EVENTS))
 }
 
 fn nodes_current(nodes: &[NodeView]) -> (usize, usize) {
@@ -374,7 +402,13 @@ fn moment(seconds: i64) -> String {
         .map_or_else(|_| seconds.to_string(), |moment| moment.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
+/// A moment of the last day or so without the year.
+fn lately(seconds: u64) -> String {
+    let moment = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    moment.map_or_else(|| seconds.to_string(), |moment| moment.strftime("%m-%d %H:%M:%S").to_string())
+}
+
 /// Volunteers on a page.
 pub(super) const ROWS: usize = 100;
-const EVENTS: usize = 12;
+const EVENTS: usize = 8;
 const BUNDLES: usize = 6;

@@ -13,3 +13,4 @@ mod seat;
 mod stage;
 mod swarm;
 mod sync_port;
+mod upgrade;

@@ -43,7 +43,8 @@ pub(crate) async fn run(client: &Client, what: What, form: Form) -> anyhow::Resu
                 Form::Json => json(&found.files)?,
                 Form::Csv => {
                     let rows = found.files.iter().map(|file| {
-                        let numbers = [file.size.to_string(), file.mtime.to_string(), file.holders.to_string()];
+                        let numbers =
+                            [file.size.to_string(), file.mtime.to_string(), file.holders.to_string()];
                         std::iter::once(file.path.to_string()).chain(numbers).collect()
                     });
                     csv(&["path", "size", "mtime", "holders"], rows)
@@ -129,7 +130,8 @@ mod tests {
 
     #[test]
     fn what_would_break_a_line_is_quoted() {
-        let rows = [vec!["a,b".to_owned(), "say \"x\"".to_owned()], vec!["plain".to_owned(), "l\nm".to_owned()]];
+        let rows =
+            [vec!["a,b".to_owned(), "say \"x\"".to_owned()], vec!["plain".to_owned(), "l\nm".to_owned()]];
         let text = csv(&["one", "two"], rows.into_iter());
         assert_eq!(text, "one,two\r\n\"a,b\",\"say \"\"x\"\"\"\r\nplain,\"l\nm\"\r\n");
     }

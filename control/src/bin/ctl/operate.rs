@@ -8,7 +8,8 @@ use anyhow::{Context as _, bail};
 use clap::{Subcommand, ValueEnum};
 use freshet_api::admin::{NodeView, OperatorCredentials, StatusView, WhereView};
 use freshet_api::operator::{
-    AddKey, AuditEntry, CheckOutcome, EditNode, Event, FilesView, KeyView, ReloadView, Role, Verify, VerifyView,
+    AddKey, AuditEntry, CheckOutcome, EditNode, Event, FilesView, KeyView, ReloadView, Role, Verify,
+    VerifyView,
 };
 
 use crate::client::{Client, Failure};
@@ -327,7 +328,6 @@ async fn upgrade(client: &Client, json: bool, timeout: Duration) -> anyhow::Resu
         // Refused or cut off while the one goes and the other comes.
         let now = client.get::<StatusView>("status", &[]).await;
         if let Ok(now) = now
-            && now.uptime_secs < before.uptime_secs.max(begun.elapsed().as_secs() + 1)
             && now.uptime_secs <= begun.elapsed().as_secs()
         {
             return print(json, &now, |out| {

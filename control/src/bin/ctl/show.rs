@@ -69,9 +69,11 @@ pub(crate) fn node(out: &mut impl Write, node: &NodeView) -> Outcome {
         ("delivers at", node.delivery_url.clone().unwrap_or_else(|| "-".to_owned())),
         ("last heard", heard(node.heartbeat_age_ms)),
     ];
-    for (name, text) in
-        [("given by", &node.profile.sponsor), ("contact", &node.profile.contact), ("note", &node.profile.note)]
-    {
+    for (name, text) in [
+        ("given by", &node.profile.sponsor),
+        ("contact", &node.profile.contact),
+        ("note", &node.profile.note),
+    ] {
         if !text.is_empty() {
             facts.push((name, text.clone()));
         }

@@ -66,7 +66,10 @@ pub(crate) fn files(out: &mut impl Write, found: &FilesView) -> Outcome {
         ]);
     }
     if found.files.is_empty() {
-        return writeln!(out, "no file matches; a pattern with a `/` is for the whole path, `**` crosses directories");
+        return writeln!(
+            out,
+            "no file matches; a pattern with a `/` is for the whole path, `**` crosses directories"
+        );
     }
     writeln!(out, "{}", table.trim_fmt())?;
     let (shown, matching) = (found.files.len() as u64, found.matching);
@@ -79,7 +82,16 @@ pub(crate) fn files(out: &mut impl Write, found: &FilesView) -> Outcome {
 pub(crate) fn stats(out: &mut impl Write, chosen: &[NodeView], all: &[NodeView]) -> Outcome {
     let whole: u64 = all.iter().map(|node| node.ledger.delivered_bytes).sum();
     let mut table = table(&[
-        "name", "state", "delivered", "part", "copied", "given on", "delivers", "copies", "responses", "sent back",
+        "name",
+        "state",
+        "delivered",
+        "part",
+        "copied",
+        "given on",
+        "delivers",
+        "copies",
+        "responses",
+        "sent back",
         "abandoned",
     ]);
     right(&mut table, &[2, 3, 4, 5, 6, 7, 8, 9, 10]);
@@ -278,7 +290,8 @@ mod tests {
     #[test]
     fn every_field_that_programs_read_stands_in_the_handbook() {
         use freshet_api::admin::{
-            BundleMember, BundleView, Considered, ExplainView, Holder, NodeState, PublishView, SwarmView, WhereView,
+            BundleMember, BundleView, Considered, ExplainView, Holder, NodeState, PublishView, SwarmView,
+            WhereView,
         };
         use freshet_api::operator::{EventKind, FileLine, Role};
         let handbook = include_str!("../../../handbook/json.md");
@@ -327,14 +340,28 @@ mod tests {
                 }],
             })
             .unwrap(),
-            serde_json::to_value(PublishView { walk: 0, walked: true, pending: 0, sequence: 0, released: 0, done: true })
-                .unwrap(),
+            serde_json::to_value(PublishView {
+                walk: 0,
+                walked: true,
+                pending: 0,
+                sequence: 0,
+                released: 0,
+                done: true,
+            })
+            .unwrap(),
             serde_json::to_value(FilesView {
                 files: vec![FileLine { path: path.clone(), size: 0, mtime: 0, holders: 0 }],
                 matching: 1,
             })
             .unwrap(),
-            serde_json::to_value(Event { id: 1, at: 1, kind: EventKind::Mirror, node: None, text: String::new() }).unwrap(),
+            serde_json::to_value(Event {
+                id: 1,
+                at: 1,
+                kind: EventKind::Mirror,
+                node: None,
+                text: String::new(),
+            })
+            .unwrap(),
             serde_json::to_value(AuditEntry {
                 at: 1,
                 who: String::new(),
@@ -345,7 +372,8 @@ mod tests {
                 status: 200,
             })
             .unwrap(),
-            serde_json::to_value(KeyView { name: String::new(), role: Role::Admin, added: None, used: None }).unwrap(),
+            serde_json::to_value(KeyView { name: String::new(), role: Role::Admin, added: None, used: None })
+                .unwrap(),
             serde_json::to_value(ReloadView::default()).unwrap(),
         ];
         let mut found = std::collections::BTreeSet::new();

@@ -74,7 +74,9 @@ pub(crate) async fn run(client: &Client, options: &Options) -> anyhow::Result<()
         return Ok(());
     }
     if !std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        anyhow::bail!("`ctl top` needs a terminal; --once prints one screen, `ctl watch` a line every few seconds");
+        anyhow::bail!(
+            "`ctl top` needs a terminal; --once prints one screen, `ctl watch` a line every few seconds"
+        );
     }
     // Before the terminal is taken over, so that a mistake is told in the ordinary way.
     let mut picture = Picture { nodes: client.get("nodes", &[]).await?, ..Picture::default() };

@@ -65,7 +65,8 @@ impl Sort {
 
 pub(super) fn draw(frame: &mut Frame<'_>, picture: &Picture, wish: &mut Wish) {
     let [head, body, foot] =
-        Layout::vertical([Constraint::Length(3), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
+        Layout::vertical([Constraint::Length(3), Constraint::Min(1), Constraint::Length(1)])
+            .areas(frame.area());
     let nodes = chosen(&picture.nodes, wish);
     frame.render_widget(Paragraph::new(summary(picture)), head);
     let rows = rows(&nodes, wish, body.width);
@@ -131,7 +132,7 @@ fn chosen<'a>(nodes: &'a [NodeView], wish: &Wish) -> Vec<&'a NodeView> {
         Sort::Left => nodes.sort_by_key(|node| left(node).map_or(u64::MAX, |(left, _)| left)),
         Sort::Mirror => nodes.sort_by_key(|node| Reverse(lacks(node))),
         Sort::State => {
-            nodes.sort_by_key(|node| Reverse(NodeState::ALL.iter().position(|state| *state == node.state)));
+            nodes.sort_by_key(|node| TROUBLE_FIRST.iter().position(|state| *state == node.state));
         }
         Sort::Name => nodes.sort_by(|a, b| a.name.cmp(&b.name)),
     }
@@ -148,25 +149,37 @@ fn summary(picture: &Picture) -> Vec<Line<'static>> {
     for state in NodeState::ALL.into_iter().filter(|state| count(*state) > 0) {
         states.push(Span::styled(format!("{} {}  ", count(state), state.name()), colour(state)));
     }
-    let (up, sequences) = picture.status.as_ref().map_or_else(Default::default, |status| {
-        let (catalogue, released) = (status.catalog.sequence, status.swarm.released);
-        (age(status.uptime_secs), format!("state {catalogue}, volunteers see {released}"))
+    let (up, release) = picture.status.as_ref().map_or_else(Default::default, |status| {
+        let release = if status.swarm.released < status.catalog.sequence {
+            "release: being bundled".to_owned()
+        } else {
+            format!("release: whole on {} of {} mirrors", current(picture), mirrors(picture))
+        };
+        (age(status.uptime_secs), release)
     });
     vec![
         Line::from(vec![
             Span::raw("freshet top").bold(),
-            Span::raw(format!("   control up {up}   {sequences}")),
+            Span::raw(format!("   control up {up}   {release}")),
         ]),
         Line::from(states),
         Line::from(vec![
             Span::raw("deliver ").dim(),
-            Span::styled(format!("{:<12}", whole.delivery.sent.to_string()), Style::new().fg(Color::Cyan)),
+            Span::styled(format!("{:<15}", whole.delivery.sent.to_string()), Style::new().fg(Color::Cyan)),
             Span::raw("copy ").dim(),
-            Span::styled(format!("{:<12}", whole.sync.received.to_string()), Style::new().fg(Color::Green)),
+            Span::styled(format!("{:<15}", whole.sync.received.to_string()), Style::new().fg(Color::Green)),
             Span::raw("owners send ").dim(),
             Span::raw(format!("{:<12}", whole.other.sent.to_string())),
         ]),
     ]
+}
+
+fn mirrors(picture: &Picture) -> usize {
+    picture.nodes.iter().filter(|node| node.sync.is_some()).count()
+}
+
+fn current(picture: &Picture) -> usize {
+    picture.nodes.iter().filter(|node| node.sync.is_some() && mirror(node) == "current").count()
 }
 
 fn rows(nodes: &[&NodeView], wish: &Wish, width: u16) -> Vec<Row<'static>> {
@@ -211,16 +224,14 @@ struct Column {
 fn columns(width: u16) -> Vec<Column> {
     let column = |title, width, sort, text| Column { title, width, sort, text };
     let mut columns = vec![
-        column("VOLUNTEER", 13, Some(Sort::Name), |shown| shown.name.clone()),
+        column("VOLUNTEER", 17, Some(Sort::Name), |shown| shown.name.clone()),
         column("STATE", 8, Some(Sort::State), |shown| whole(shown, shown.node.state.name().to_owned())),
         column("DELIVER", 7, Some(Sort::Delivery), |shown| short(shown.rates.delivery.sent)),
-        column("SYNC", 6, Some(Sort::Sync), |shown| short(shown.rates.sync.received)),
-        column("GIVE", 6, None, |shown| short(shown.rates.sync.sent)),
-        column("OWNER", 6, None, |shown| short(shown.rates.other.sent)),
+        column("SYNC", 5, Some(Sort::Sync), |shown| short(shown.rates.sync.received)),
+        column("GIVE", 5, None, |shown| short(shown.rates.sync.sent)),
+        column("OWNER", 5, None, |shown| short(shown.rates.other.sent)),
         column("SHARE", 5, None, |shown| share(&shown.rates)),
-        column("BACKLOG", 8, Some(Sort::Backlog), |shown| {
-            whole(shown, amount(shown.node.outstanding_bytes))
-        }),
+        column("BACKLOG", 7, Some(Sort::Backlog), |shown| whole(shown, amount(shown.node.outstanding_bytes))),
         column("LEFT", 4, Some(Sort::Left), |shown| {
             whole(shown, left(shown.node).map_or_else(|| "-".to_owned(), |(_, part)| format!("{part}%")))
         }),
@@ -238,7 +249,9 @@ fn columns(width: u16) -> Vec<Column> {
             let heard = shown.node.heartbeat_age_ms.map(|ms| format!("{:.1} s", ms as f64 / 1e3));
             whole(shown, heard.unwrap_or_else(|| "never".to_owned()))
         }),
-        column("DELIVERED", 10, None, |shown| whole(shown, Bytes(shown.node.ledger.delivered_bytes).to_string())),
+        column("DELIVERED", 10, None, |shown| {
+            whole(shown, Bytes(shown.node.ledger.delivered_bytes).to_string())
+        }),
         column("WHY", 40, None, |shown| {
             let trouble = shown.node.sync.as_ref().and_then(|sync| sync.trouble.clone());
             whole(shown, shown.node.reason.clone().or(trouble).unwrap_or_default())
@@ -269,7 +282,7 @@ fn footer(wish: &Wish, picture: &Picture, shown: usize, more: usize) -> Line<'st
     let more = if more > 0 { format!("  {more} more below") } else { String::new() };
     let order = if wish.reversed { ", reversed" } else { "" };
     Line::from(format!(
-        "by {}{order}{filter}{more}   s sort  r reverse  / filter  i interfaces  ? help  q quit",
+        "by {}{order}{filter}{more}  s sort r reverse / filter i interfaces ? help q quit",
         wish.sort.name()
     ))
     .dim()
@@ -279,12 +292,8 @@ fn help(frame: &mut Frame<'_>) {
     let area = frame.area();
     let lines = HELP.lines().count() as u16;
     let (width, height) = (area.width.min(76), area.height.min(lines + 2));
-    let place = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
+    let place =
+        Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     frame.render_widget(Clear, place);
     let block = ratatui::widgets::Block::bordered().title(" ctl top ");
     frame.render_widget(Paragraph::new(HELP).block(block), place);
@@ -379,6 +388,14 @@ fn age(seconds: u64) -> String {
     }
 }
 
+const TROUBLE_FIRST: [NodeState; 6] = [
+    NodeState::Banned,
+    NodeState::Lost,
+    NodeState::Closed,
+    NodeState::Draining,
+    NodeState::Active,
+    NodeState::Invited,
+];
 const HELP: &str = "\
 DELIVER  sent to customers         SYNC   received to keep the mirror
 GIVE     sent to other mirrors     OWNER  the owner's own, sent
@@ -405,7 +422,7 @@ mod tests {
             (0, "-"),
             (10, "80"),
             (125_000, "1.0M"),
-            (1_243_750, "9.9M"),
+            (1_240_000, "9.9M"),
             (1_244_000, "10M"),
             (12_500_000, "100M"),
             (124_990_000, "1.0G"),
