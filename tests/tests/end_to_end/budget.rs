@@ -198,6 +198,9 @@ fn twenty_kills_under_load_lose_and_double_no_byte_and_a_stop_leaves_nothing() {
         .unwrap();
     assert_eq!(node(&scene)["source"]["kind"], "ebpf", "{}", node(&scene));
     let before = before.unwrap();
+    // Nothing was delivered yet, and control says so.
+    let credited = |node: &Value| node["ledger"]["delivered_bytes"].as_u64().unwrap();
+    assert_eq!(credited(&node(&scene)), before.delivery);
 
     let crowd = crowd(&scene, 4);
     for _ in 0..KILLS {
@@ -216,16 +219,18 @@ fn twenty_kills_under_load_lose_and_double_no_byte_and_a_stop_leaves_nothing() {
 
     let mut seen = BTreeSet::new();
     let settled = scene.wait("the counts to agree", || {
-        let Some(now) = Sent::read(&node(&scene), &interface) else { return Ok(false) };
+        let node = node(&scene);
+        let Some(now) = Sent::read(&node, &interface) else { return Ok(false) };
         let donated = now.delivery + now.sync - before.delivery - before.sync;
         let lost = (
             outside(&now) as i64 - outside(&before) as i64,
             donated as i64 - (now.month - before.month) as i64,
+            now.delivery as i64 - credited(&node) as i64,
         );
         seen.insert(lost);
-        Ok(lost == (0, 0) && donated > 2_000_000 * KILLS)
+        Ok(lost == (0, 0, 0) && donated > 2_000_000 * KILLS)
     });
-    // By interface and by the ledger: how many bytes the counters lack, at each look.
+    // By interface, by the month and by control's ledger: how many bytes the counters lack, at each look.
     settled.unwrap_or_else(|error| panic!("{error}: {seen:?}"));
 
     let state = state(&scene);
