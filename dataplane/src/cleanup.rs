@@ -75,18 +75,22 @@ fn of_state(state: &std::path::Path) -> Result<Vec<PathBuf>, Failure> {
 /// The pins of all volunteers that this host ever had, but for those that were told another place.
 fn everywhere() -> Result<Vec<PathBuf>, Failure> {
     let entries = match std::fs::read_dir(config::BPFFS) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Ok(entries) => Some(entries),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
             return Err(anyhow!(error).context(format!("cannot look into {}", config::BPFFS)).into());
         }
     };
     let mut found = Vec::new();
-    for entry in entries {
+    for entry in entries.into_iter().flatten() {
         let entry = entry.with_context(|| format!("cannot look into {}", config::BPFFS))?;
         if entry.file_name().to_string_lossy().starts_with(config::PINS_PREFIX) {
             found.push(entry.path());
         }
+    }
+    let packaged = PathBuf::from(config::PACKAGED_PINS);
+    if packaged.is_dir() {
+        found.push(packaged);
     }
     found.sort();
     Ok(found)

@@ -517,6 +517,8 @@ pub const TREE: &str = "tree";
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// From `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// Where the package's unit has the daemon pin, which is not root there and may not enter [`BPFFS`].
+pub const PACKAGED_PINS: &str = "/run/freshet-bpf/pins";
 /// How the directories of [`Pins::Auto`] begin.
 pub const PINS_PREFIX: &str = "freshet-";
 /// The least rate that can be donated.

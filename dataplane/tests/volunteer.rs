@@ -414,3 +414,30 @@ fn monitoring_sees_what_is_so_and_every_name_that_a_dashboard_asks_for() {
         }
     }
 }
+
+#[test]
+fn the_packaged_configuration_is_good_with_all_that_it_proposes() {
+    let packaged = include_str!("../packaging/dataplane.toml");
+    let proposal = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let proposed: String = packaged
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if proposal(rest) || rest.starts_with('[') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("dataplane.toml");
+    for text in [packaged, &proposed] {
+        std::fs::write(&file, text).unwrap();
+        let output = dataplane()
+            .args(["run", "--check-config", "--config"])
+            .arg(&file)
+            .arg("--state")
+            .arg(directory.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}\n{text}", stderr(&output));
+    }
+    assert!(proposed.contains("\n[budget.month]\n"));
+}

@@ -30,7 +30,8 @@ impl Api {
             sync: heartbeat.map(|heartbeat| heartbeat.sync.clone()),
             delivery: heartbeat.map(|heartbeat| heartbeat.delivery),
             interfaces: heartbeat.map(|heartbeat| heartbeat.interfaces.clone()).unwrap_or_default(),
-            rates: self.parts.flows.of(node.id, now),
+            // Who is lost sends nothing that is known of.
+            rates: if state == NodeState::Lost { Vec::new() } else { self.parts.flows.of(node.id, now) },
             profile: node.profile.as_ref().clone(),
             source: heartbeat.map(|heartbeat| heartbeat.source.clone()),
             ledger: self.parts.registry.ledger(node.id),

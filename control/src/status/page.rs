@@ -85,7 +85,8 @@ pub(super) fn overview(api: &Api, view: &View) -> Markup {
                         } }
                     }
                     h2.later { "Who holds a file?" }
-                    form action="/file" { input name="path" placeholder="pool/main/…" aria-label="Path in the repository" required; button { "Find" } }
+                    form action="/file" { input name="path" aria-label="Path in the repository" required; button { "Find" } }
+                p.faint { "A path in the repository, such as pool/main/h/hello.deb" }
                 }
                 section {
                     h2 { "Lately" }
@@ -97,7 +98,8 @@ pub(super) fn overview(api: &Api, view: &View) -> Markup {
                     h2 { "Volunteers" }
                     form action="/" {
                         @if !view.sort.is_empty() { input type="hidden" name="sort" value=(view.sort); }
-                        input type="search" name="q" value=(view.q) placeholder="name, sponsor or state" aria-label="Show only";
+                        label.faint for="q" { "name, sponsor or state" }
+                        input type="search" id="q" name="q" value=(view.q);
                         button { "Show" }
                     }
                 }

@@ -36,6 +36,27 @@ fn wrong_settings_end_with_2_and_say_what_is_meant() {
 }
 
 #[test]
+fn the_packaged_configuration_is_good_with_all_that_it_proposes() {
+    let packaged = include_str!("../../packaging/control.toml");
+    let key = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let proposed: String = packaged
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(proposal) if key(proposal) => format!("{proposal}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert!(proposed.lines().filter(|line| key(line)).count() > 15, "{proposed}");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("control.toml");
+    for text in [packaged, &proposed] {
+        std::fs::write(&file, text).unwrap();
+        let output = run(Command::new(PROGRAM).args(["serve", "--check-config", "--config"]).arg(&file));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_failure_that_is_no_setting_ends_with_1() {
     let directory = tempfile::tempdir().unwrap();
     let (repo, state) = (directory.path().join("missing"), directory.path().join("state"));

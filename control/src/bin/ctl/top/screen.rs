@@ -280,12 +280,13 @@ fn footer(wish: &Wish, picture: &Picture, shown: usize, more: usize) -> Line<'st
         filter => format!("  {shown} with `{filter}`"),
     };
     let more = if more > 0 { format!("  {more} more below") } else { String::new() };
+    let keys = if filter.is_empty() && more.is_empty() {
+        "s sort  r reverse  / filter  i interfaces  ? help  q quit"
+    } else {
+        "? help  q quit"
+    };
     let order = if wish.reversed { ", reversed" } else { "" };
-    Line::from(format!(
-        "by {}{order}{filter}{more}  s sort r reverse / filter i interfaces ? help q quit",
-        wish.sort.name()
-    ))
-    .dim()
+    Line::from(format!("by {}{order}{filter}{more}  {keys}", wish.sort.name())).dim()
 }
 
 fn help(frame: &mut Frame<'_>) {
