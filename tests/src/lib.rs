@@ -6,10 +6,12 @@
 
 mod answer;
 mod apt;
+mod archive;
 mod client;
 mod scene;
 
 pub use answer::{Answer, raw_request};
 pub use apt::Apt;
+pub use archive::{Archive, noise};
 pub use client::{Fetched, curl, sha256_of};
 pub use scene::{LARGE, PATIENCE, SECRET, Scene, SceneOptions, find_programs, find_repositories};

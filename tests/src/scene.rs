@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,7 +11,7 @@ use freshet_testbed::repository::{Repository, RepositoryFile, Selection};
 use freshet_testbed::{Backend, Cancel, Host, Link, Options, Rate, Testbed, wait_until};
 use serde_json::Value;
 
-use crate::Answer;
+use crate::{Answer, noise};
 
 /// How long a test waits for anything: long enough for a debug build on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -82,7 +83,7 @@ impl Scene {
         // Beside the repository, so that a path that climbs out of it would find it.
         fs::write(directory.join("secret"), SECRET)?;
         let customer = testbed.host("customer", &Link::new())?;
-        let states = directory.join("states");
+        let states = directory.join(STATES);
         fs::create_dir(&states)?;
         let ticket_secs = options.ticket_secs.to_string();
         let arguments = [BRISK, &["--ticket-secs", &ticket_secs]].concat();
@@ -121,6 +122,48 @@ impl Scene {
         trouble.map_or(Ok(()), Err)
     }
 
+    /// What `diff -r` says of a mirror's tree; nothing when it is the repository, byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// When `diff` cannot be run.
+    pub fn difference(&self, tree: &Path) -> Result<String> {
+        let diff = Command::new("diff").arg("-rq").arg(&self.repository.root).arg(tree).output();
+        let diff = diff.context("running diff")?;
+        Ok(String::from_utf8_lossy(&[diff.stdout, diff.stderr].concat()).into_owned())
+    }
+
+    /// Waits until every volunteer's tree is the repository, for at most `patience`.
+    ///
+    /// # Errors
+    ///
+    /// When that does not come in time: with what differs, and the end of the volunteers' logs.
+    pub fn wait_until_same(&self, patience: Duration) -> Result<()> {
+        let trees = || self.cluster.volunteers().iter().map(|volunteer| volunteer.state().join("tree"));
+        let mut left = String::new();
+        let same = wait_until("every mirror to be the repository", patience, &Cancel::default(), || {
+            let differences: Result<String> = trees().map(|tree| self.difference(&tree)).collect();
+            left = differences.unwrap_or_else(|error| error.to_string());
+            Ok(left.is_empty().then_some(()))
+        });
+        same.with_context(|| {
+            let shown: String = left.chars().take(2_000).collect();
+            format!("{shown}\n{}", self.volunteers_logs())
+        })
+    }
+
+    /// The end of what each volunteer has written, for whom a test failed.
+    #[must_use]
+    pub fn volunteers_logs(&self) -> String {
+        let logs = self.cluster.volunteers().iter().map(|volunteer| {
+            let log = volunteer.process().and_then(|process| process.log().ok()).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let shown = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n");
+            format!("--- {}\n{shown}\n", volunteer.name())
+        });
+        logs.collect()
+    }
+
     /// A directory for what the test downloads, outside the repository.
     ///
     /// # Errors
@@ -130,6 +173,12 @@ impl Scene {
         let path = self.directory.join("scratch").join(name);
         fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Where a volunteer of that name keeps its state, also before it is added.
+    #[must_use]
+    pub fn state_of(&self, name: &str) -> PathBuf {
+        self.directory.join(STATES).join(name)
     }
 
     /// The repository's packages that the origin does not serve itself for being small, largest first; in a
@@ -230,21 +279,10 @@ fn profile_directory() -> Result<PathBuf> {
     Ok(test.ancestors().nth(2).context("expected the test in a cargo target directory")?.to_owned())
 }
 
-/// Bytes that no compression and no zero page makes cheaper, the same every time.
 fn write_large(path: &Path, bytes: usize) -> Result<()> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut contents = Vec::with_capacity(bytes + 8);
-    while contents.len() < bytes {
-        // Xorshift64 (Marsaglia, 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        contents.extend_from_slice(&state.to_le_bytes());
-    }
-    contents.truncate(bytes);
     let parent = path.parent().context("a file has a directory")?;
     fs::create_dir_all(parent)?;
-    fs::write(path, contents).with_context(|| format!("writing {}", path.display()))
+    fs::write(path, noise(0, bytes)).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Where [`SceneOptions::large_bytes`] puts its file.
@@ -253,5 +291,7 @@ pub const LARGE: &str = "large/generated.bin";
 pub const SECRET: &str = "this stands outside of the repository";
 /// As control is by default, only that it notices sooner what changes: a test has no minutes.
 const BRISK: &[&str] = &["--heartbeat-ms", "200", "--quiet-ms", "200", "--changed-window-secs", "2"];
+const STATES: &str = "states";
+const LOG_LINES_SHOWN: usize = 25;
 /// Below this size an origin serves files itself, unless it is told otherwise.
 const DIRECT_BELOW_BYTES: u64 = 64 * 1024;

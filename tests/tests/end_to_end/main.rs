@@ -7,9 +7,12 @@
 mod apt_customers;
 mod budget;
 mod change;
+mod crashes;
 mod customers;
+mod full_disk;
 mod hostile;
 mod losses;
+mod publishing;
 mod standalone;
 mod swarm;
 mod tickets;
