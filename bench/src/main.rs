@@ -9,6 +9,7 @@ mod ground;
 mod interrupt;
 mod pacing;
 mod plot;
+mod redirect;
 mod serve;
 mod sim;
 mod spread;
@@ -33,6 +34,9 @@ struct Arguments {
 enum Verb {
     /// The engine against nginx, lighttpd and static-web-server: rate, CPU, latency, memory.
     Serve(serve::Arguments),
+    /// The front door with millions of files and up to 100,000 volunteers, beside nginx's constant 302: redirects per
+    /// second, CPU, latency while heartbeats arrive, memory. Needs nginx.
+    Redirect(redirect::Arguments),
     /// A donated rate on the wire: how exactly it is kept, how fairly shared, how soon changed, and what the owner of
     /// a slow link notices. Needs root and iperf3.
     Pacing(pacing::Arguments),
@@ -54,6 +58,7 @@ enum Verb {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Serve(arguments) => serve::run(&arguments),
+        Verb::Redirect(arguments) => redirect::run(&arguments),
         Verb::Pacing(arguments) => {
             interrupt::cancel_on_signals().and_then(|cancel| pacing::run(&arguments, cancel))
         }

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod balance;
 mod bearer;
 pub mod catalog;
 pub mod clock;

@@ -6,7 +6,7 @@ use freshet_api::Class;
 use freshet_engine::{Observer, ResponseRecord};
 use http::StatusCode;
 
-use crate::front_door::FrontDoorCounters;
+use crate::front_door::{FrontDoorCounters, OriginLoad};
 use crate::sync_site::SyncCounters;
 
 /// The engine's observer for control.
@@ -14,17 +14,21 @@ use crate::sync_site::SyncCounters;
 pub struct OriginObserver {
     front_door: Arc<FrontDoorCounters>,
     sync: Arc<SyncCounters>,
+    load: Arc<OriginLoad>,
 }
 
 impl OriginObserver {
-    /// Counts into these.
-    pub fn new(front_door: Arc<FrontDoorCounters>, sync: Arc<SyncCounters>) -> Self {
-        Self { front_door, sync }
+    /// Counts into these, and settles what the origin owed.
+    pub fn new(front_door: Arc<FrontDoorCounters>, sync: Arc<SyncCounters>, load: Arc<OriginLoad>) -> Self {
+        Self { front_door, sync, load }
     }
 }
 
 impl Observer for OriginObserver {
     fn responded(&self, record: &ResponseRecord<'_>) {
+        if record.class == Class::Delivery.number() {
+            self.load.ended(record.peer);
+        }
         if matches!(record.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             if record.class == Class::Delivery.number() {
                 self.front_door.sent(record.body_bytes);

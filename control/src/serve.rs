@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{Api, ApiServer, Pace, Parts, PublicAddresses, Restart};
 use crate::audit::AuditLog;
+use crate::balance::{Desk, NetworkMap, Planner, Steward, StewardRooms};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
 use crate::events::Events;
@@ -47,6 +48,7 @@ pub struct Control {
     onlooker: JoinHandle<()>,
     rooms: Arc<Api>,
     routing: JoinHandle<()>,
+    balancing: JoinHandle<()>,
     swarm: Arc<Swarm>,
     bundling: JoinHandle<()>,
     stop: watch::Sender<bool>,
@@ -102,10 +104,14 @@ impl Control {
             ReservationTerms { hold: settings.ticket_lifetime, ..ReservationTerms::default() },
             RESERVATION_CLAIMS,
         ));
+        let network = NetworkMap::open(settings.prefer.clone(), &settings.geo_databases)?;
+        let balance = Arc::new(Desk::open(state, network)?);
+        balance.know(&registry.nodes());
         let routing = Arc::new(Routing::new(
             Arc::clone(&registry),
             Arc::clone(&tracker),
             Arc::clone(&reservations),
+            Arc::clone(&balance),
             clock,
         ));
         let catalog = Catalog::open(catalog_options(&settings))?;
@@ -118,6 +124,7 @@ impl Control {
             Arc::clone(&catalog),
             Arc::clone(&routing),
             Arc::clone(&reservations),
+            Arc::clone(&balance),
             Arc::clone(&root),
             clock,
             rand::random(),
@@ -170,7 +177,22 @@ impl Control {
         private_file::write(&state.join(ADDRESSES_FILE), &text)
             .with_context(|| format!("cannot write {ADDRESSES_FILE} in {}", state.display()))?;
 
+        let steward = Steward::new(StewardRooms {
+            desk: Arc::clone(&balance),
+            registry: Arc::clone(&registry),
+            tracker: Arc::clone(&tracker),
+            routing: Arc::clone(&routing),
+            reservations: Arc::clone(&reservations),
+            front_door: Arc::clone(&front_door),
+            catalog: Arc::clone(&catalog),
+            swarm: Arc::clone(&swarm),
+            planner: Planner::open(state)?,
+            clock,
+        });
+        let balancing = Arc::clone(&steward);
         let api = Api::new(Parts {
+            balance,
+            steward,
             registry,
             tracker,
             routing: Arc::clone(&routing),
@@ -218,6 +240,7 @@ impl Control {
             onlooker: tokio::spawn(Onlooker::new(Arc::clone(&api)).run()),
             rooms: api,
             routing: tokio::spawn(async move { routing.keep_current().await }),
+            balancing: tokio::spawn(balancing.run()),
             bundling: tokio::spawn(Arc::clone(&swarm).run(move |_| ban_routing.rebuild())),
             swarm,
             stop,
@@ -268,8 +291,10 @@ impl Control {
             let _ = status.await;
         }
         self.onlooker.abort();
-        self.routing.abort();
-        let _ = self.routing.await;
+        for task in [self.routing, self.balancing] {
+            task.abort();
+            let _ = task.await;
+        }
         self.catalog.stop();
     }
 }
@@ -362,7 +387,11 @@ fn start_engine(
         Some(_) => settings.sync_listen,
         None => same_port_as_before(settings),
     };
-    let observer = OriginObserver::new(Arc::clone(front_door.counters()), Arc::clone(sync.counters()));
+    let observer = OriginObserver::new(
+        Arc::clone(front_door.counters()),
+        Arc::clone(sync.counters()),
+        Arc::clone(front_door.origin_load()),
+    );
     let server = Server {
         listeners: vec![
             listener(

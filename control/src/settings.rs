@@ -7,6 +7,7 @@ use std::time::Duration;
 use freshet_api::{Bytes, BytesPerSec};
 use serde::{Deserialize, Serialize};
 
+use crate::balance::{NetworkError, PrefixRule};
 use crate::catalog::{Glob, Patterns};
 use crate::routing::DeliveryTarget;
 
@@ -107,6 +108,12 @@ pub struct Options {
     /// from 64 MiB [default: 8 GiB]
     #[arg(long, value_name = "SIZE")]
     pub spool_max: Option<Bytes>,
+    /// Volunteers that clients of a prefix prefer, such as `192.0.2.0/24=south,north` (repeatable)
+    #[arg(long = "prefer", value_name = "PREFIX=NAMES")]
+    pub prefer: Option<Vec<String>>,
+    /// A database in MaxMind's format (ASN, country, city) that says who is near to whom (repeatable)
+    #[arg(long = "geo-database", value_name = "FILE")]
+    pub geo_databases: Option<Vec<PathBuf>>,
     /// Form of the log on standard error; what is logged is set by RUST_LOG [default: text]
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<LogFormat>,
@@ -165,6 +172,8 @@ impl Options {
             sync_rate,
             origin_copies,
             spool_max,
+            prefer,
+            geo_databases,
             log_format,
         )
     }
@@ -229,6 +238,10 @@ pub struct Settings {
     pub origin_copies: f64,
     /// Packs and recipes on disk at most.
     pub spool_max: Bytes,
+    /// Whom clients of a prefix prefer.
+    pub prefer: Vec<PrefixRule>,
+    /// What says where addresses are.
+    pub geo_databases: Vec<PathBuf>,
     /// Form of the log.
     pub log_format: LogFormat,
 }
@@ -311,6 +324,8 @@ impl Settings {
                 size if size >= SPOOL_LEAST => size,
                 size => return Err(invalid("spool-max", size.to_string(), "at least 64 MiB")),
             },
+            prefer: prefer(options.prefer.unwrap_or_default())?,
+            geo_databases: options.geo_databases.unwrap_or_default(),
             log_format: options.log_format.unwrap_or_default(),
             status: options.status,
             repo,
@@ -349,6 +364,18 @@ pub enum SettingsError {
         /// What would be right.
         expected: String,
     },
+}
+
+fn prefer(rules: Vec<String>) -> Result<Vec<PrefixRule>, SettingsError> {
+    if rules.len() > PREFIX_RULES_MAX {
+        return Err(invalid("prefer", format!("{} rules", rules.len()), "10000 at most"));
+    }
+    let parse = |rule: String| {
+        rule.parse().map_err(|error: NetworkError| {
+            invalid("prefer", error.to_string(), "a prefix and volunteers such as `192.0.2.0/24=south,north`")
+        })
+    };
+    rules.into_iter().map(parse).collect()
 }
 
 fn required(key: &'static str, path: Option<PathBuf>) -> Result<PathBuf, SettingsError> {
@@ -419,6 +446,7 @@ fn invalid(key: &'static str, found: String, expected: &str) -> SettingsError {
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 8080);
 const API_PORT: u16 = 8443;
 const GLOBS_MAX: usize = 100;
+const PREFIX_RULES_MAX: usize = 10_000;
 const SYNC_RATE_MIN: BytesPerSec = BytesPerSec(125_000);
 const SPOOL_MAX: Bytes = Bytes(8 << 30);
 const SPOOL_LEAST: Bytes = Bytes(64 << 20);

@@ -46,6 +46,8 @@ pub struct Session {
     pub life: Life,
     /// When the last one came.
     pub heard: Moment,
+    /// When silence alone changes how it stands.
+    pub changes_at: Option<Moment>,
     /// The last one, without its difference of holdings.
     pub heartbeat: Arc<Heartbeat>,
     /// The files it holds, by number.
@@ -100,7 +102,9 @@ impl Tracker for MemoryTracker {
         track.take(heartbeat, now, &self.terms)
     }
 
-    fn replace_holdings(&self, node: NodeId, holdings: RoaringBitmap) {
+    fn replace_holdings(&self, node: NodeId, mut holdings: RoaringBitmap) {
+        // Whole directories have numbers that follow each other.
+        holdings.optimize();
         let digest = holdings.iter().fold(0, |digest, file| digest ^ holdings_digest(FileId(file)));
         let track = self.track_or_new(node);
         let mut track = track.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,6 +203,7 @@ impl Track {
         let claimed = self.capacity_from.0.is_some() || self.capacity_from.1.is_some();
         Some(Session {
             life: self.liveness.state(now, terms),
+            changes_at: self.liveness.changes_at(now, terms),
             heard,
             heartbeat,
             holdings: Arc::clone(&self.holdings),

@@ -8,19 +8,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply, Readiness};
+use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply, Readiness, SyncProgress};
 use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::accounting::Ledger;
-use crate::budget::Outlook;
+use crate::budget::{DonationPacer, Outlook};
 use crate::config::PublicUrl;
 use crate::control::{ControlClient, ControlError};
 use crate::counters::Counters;
 use crate::credential::Credential;
 use crate::delivery::{SharedTerms, Terms};
 use crate::mirror::Mirror;
+use crate::orders::Orders;
 use crate::sync::OriginEndpoint;
 
 /// What the agent works with.
@@ -53,6 +54,10 @@ pub struct Agent {
     pub wanted: watch::Sender<u64>,
     /// Where the mirror gets it.
     pub origin: watch::Sender<Option<OriginEndpoint>>,
+    /// Where control's word on delivery and sync is put in force.
+    pub pacer: Arc<DonationPacer>,
+    /// What control ordered this mirror to hold.
+    pub orders: Orders,
     /// When control answered last.
     pub last_heard: watch::Sender<Option<std::time::Instant>>,
 }
@@ -109,7 +114,12 @@ impl Agent {
                         Err(error) => {
                             // The way to control may have changed, and with it the address that customers need.
                             url = None;
-                            pulse.missed(&error)
+                            let wait = pulse.missed(&error);
+                            if pulse.missed >= MISSED_UNTOLD {
+                                // What control asked for was for the load of then.
+                                self.pacer.share(None);
+                            }
+                            wait
                         }
                     }
                 }
@@ -173,7 +183,7 @@ impl Agent {
             source: ledger.source(),
             interfaces,
             delivery: self.counters.read(),
-            sync: self.mirror.progress(),
+            sync: SyncProgress { offer: self.orders.offer().cloned(), ..self.mirror.progress() },
             holdings: self.mirror.delta(),
         }
     }
@@ -188,8 +198,13 @@ impl Agent {
             url: reply.origin_sync_url.trim_end_matches('/').to_owned(),
             token: reply.sync_token.clone(),
         };
+        self.pacer.share(reply.delivery_permille);
         replace(&self.origin, Some(origin));
         replace(&self.wanted, reply.manifest_sequence);
+        if self.orders.follow(reply.hold.as_ref(), &self.mirror) {
+            // Whoever waits for another state looks again, and finds that another part is wanted.
+            self.wanted.send_modify(|_| {});
+        }
         if reply.want_holdings
             && let Err(error) = put_holdings(&self.control, &self.mirror).await
         {
@@ -340,6 +355,8 @@ const INTERVAL_MS_MAX: u64 = 60_000;
 const MORE_AFTER: Duration = Duration::from_millis(50);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// After so many heartbeats missed (half a minute and more) what control said of delivery and sync is forgotten.
+const MISSED_UNTOLD: u32 = 7;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -184,6 +184,9 @@ impl Config {
         }
         self.budget.check(self.donated_rate)?;
         self.mirror.selection()?;
+        if self.mirror.ordered && self.mirror.quota.is_none() {
+            return Err(ValueError::Ordered);
+        }
         if self.rings > RINGS_MAX {
             return Err(ValueError::TooMany { key: "rings", most: RINGS_MAX, found: self.rings });
         }
@@ -445,6 +448,9 @@ pub enum ValueError {
     /// A part of the repository that can't be selected so.
     #[error(transparent)]
     Selection(#[from] crate::mirror::SelectionError),
+    /// Left to control without room for it.
+    #[error("expected `mirror.quota` where `mirror.ordered` is true: the room that control may use")]
+    Ordered,
     /// A log filter that can't be read.
     #[error("expected `log.filter` to be like `info` or `warn,freshet_dataplane=debug`: {message}")]
     Filter {
@@ -573,6 +579,8 @@ const TEMPLATE_TAIL: &str = "\
 #include = [\"dists/**\", \"pool/main/**\"]
 #exclude = [\"*-dbg_*\"]
 #quota = \"200 GB\"
+# Leaves it to control what is kept within the quota, beside what `include` names.
+#ordered = true
 
 # What is given beyond a rate. None of it is ever exceeded; whoever comes when it is used up is sent elsewhere.
 #[budget]
@@ -729,6 +737,7 @@ mod tests {
             ("[budget]\nconnection_rate = 1", "budget.connection_rate"),
             ("[mirror]\ninclude = ['a[']", "mirror.include"),
             ("[mirror]\nquota = 'much'", "line 2"),
+            ("[mirror]\nordered = true", "mirror.quota"),
             ("sync_listen = 'nowhere'", "line 1"),
             ("[budget]\nhard_limit = 'on'", "donated_rate"),
             ("[budget.month]\nstart_day = 1", "volume"),

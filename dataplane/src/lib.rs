@@ -24,6 +24,7 @@ pub mod logging;
 pub mod metrics;
 pub mod mirror;
 pub mod network;
+pub mod orders;
 pub mod progress;
 pub mod queue;
 pub mod run;

@@ -30,6 +30,7 @@ use crate::link::{Dialer, DialerOptions};
 use crate::logging::announce;
 use crate::metrics::{self, Figures};
 use crate::mirror::{Mirror, MirrorError, MirrorOptions};
+use crate::orders::Orders;
 use crate::queue::{self, HardLimit};
 use crate::signals::{Ask, Signals};
 use crate::swarm::{PeerPort, Shelves, Spare, Swarm, SwarmOptions};
@@ -162,7 +163,8 @@ impl Volunteer {
         let log = access_log::start(access, *access_format, *access_sample)
             .context("cannot open the access log")
             .map_err(Failure::configuration)?;
-        let selection = config.mirror.selection().map_err(Failure::configuration)?;
+        let orders = Orders::load(&config.mirror, &state).map_err(Failure::configuration)?;
+        let selection = orders.selection();
         let options_of_mirror =
             MirrorOptions { selection, ..MirrorOptions::new(state.join(STORE), config.tree_directory()) };
         let mirror = Mirror::open(options_of_mirror).map_err(|error| match error {
@@ -274,6 +276,8 @@ impl Volunteer {
             phase: phase_heard,
             wanted,
             origin,
+            pacer: Arc::clone(&pacer),
+            orders,
             last_heard,
         };
         let mut metrics_address = None;

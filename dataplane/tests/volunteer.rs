@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use fake_control::FakeControl;
-use freshet_api::heartbeat::{Heartbeat, Readiness};
+use freshet_api::heartbeat::{Heartbeat, HoldOrder, Readiness};
 use freshet_api::{BytesPerSec, Checksums, FileId, NodeId, Ticket, TicketKey};
 use http::StatusCode;
 use rustix::process::{Pid, Signal, kill_process};
@@ -375,6 +375,46 @@ fn the_configuration_is_read_again_on_demand() {
     let before = seen(&control);
     let kept = heartbeat_after(&control, before, "a heartbeat", |_| true);
     assert_eq!(kept.donated_rate, Some(BytesPerSec(10_000_000)), "a mistake changes nothing");
+}
+
+#[test]
+fn what_control_orders_is_held_and_what_it_takes_back_is_not_also_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let control = FakeControl::start();
+    control.publish(held::manifest(3, &[DEB, NEW], &[]), &[DEB.1, NEW.1]);
+    assert_eq!(join(&control, 1, directory.path()).status.code(), Some(0));
+    let configuration = directory.path().join("dataplane.toml");
+    let text = std::fs::read_to_string(&configuration).unwrap();
+    std::fs::write(&configuration, format!("{text}\n[mirror]\nquota = '1 GB'\nordered = true\n")).unwrap();
+    let Some(daemon) = Daemon::start(directory.path()) else { return };
+    let last = || control.state().heartbeats.last().cloned();
+    let holds = |count: u64, complete: u64| {
+        until("the holdings", || {
+            last().filter(|beat| beat.holdings.count == count && beat.sync.complete == complete)
+        })
+    };
+    // Nothing was ordered, so nothing is held; and control hears what it may use.
+    let beat = holds(0, 3);
+    assert_eq!(beat.sync.offer.unwrap().space.0, 1_000_000_000);
+    let order = |patterns: &[&str]| {
+        let include = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        control.state().reply.hold = Some(HoldOrder { include });
+    };
+    order(&["/pool/b/bash.deb"]);
+    holds(1, 3);
+    let tree = directory.path().join("tree");
+    assert!(tree.join(NEW.0).exists() && !tree.join(DEB.0).exists());
+    order(&["pool/**"]);
+    holds(2, 3);
+    drop(daemon);
+    // Before control has said anything, the last order holds.
+    control.state().reply.hold = None;
+    control.state().heartbeats.clear();
+    let Some(_daemon) = Daemon::start(directory.path()) else { return };
+    holds(2, 3);
+    order(&["pool/a/**"]);
+    holds(1, 3);
+    until("the tree to follow", || (!tree.join(NEW.0).exists() && tree.join(DEB.0).exists()).then_some(()));
 }
 
 #[test]

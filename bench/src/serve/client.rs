@@ -25,6 +25,10 @@ pub(crate) struct Client {
     epoll: rustix::fd::OwnedFd,
     fresh: bool,
     spins: bool,
+    /// Where in every request the customer's name stands, if each is to come from another one.
+    customer: Option<usize>,
+    /// Whether answers are redirects without a body, of lengths that differ.
+    redirects: bool,
     random: SmallRng,
     scratch: Vec<u8>,
 }
@@ -51,7 +55,50 @@ impl Client {
         connections: usize,
         fresh: bool,
     ) -> Result<Self> {
-        let requests = learn(address, paths, fresh)?;
+        Self::connected(address, learn(address, paths, fresh)?, connections, fresh, None, false)
+    }
+
+    /// As [`Client::new`], for a server that redirects: each request comes from another customer, and each answer must
+    /// be a 302. The bodies must all be as long as that of the first, and where there are none, heads may differ.
+    ///
+    /// # Errors
+    /// When the server can't be reached or doesn't answer 302 with a `Content-Length`.
+    pub(crate) fn for_redirects(address: SocketAddr, paths: &[String], connections: usize) -> Result<Self> {
+        let mut socket = TcpStream::connect(address).with_context(|| format!("cannot reach {address}"))?;
+        let prefix = |path: &str| format!("GET {path} HTTP/1.1\r\nUser-Agent: freshet-bench/");
+        let longest =
+            paths.iter().map(|path| prefix(path).len()).max().context("expected paths to ask for")?;
+        let (mut requests, mut response) = (Vec::with_capacity(paths.len()), None);
+        for path in paths {
+            // The name stands at the same place in all of them.
+            let begin = prefix(path);
+            let padding = "-".repeat(longest - begin.len());
+            let wire = format!("{begin}{padding}{:016x}\r\nHost: {address}\r\n\r\n", 0);
+            let (head, body) = match response {
+                Some(known) => known,
+                None => {
+                    socket.write_all(wire.as_bytes())?;
+                    let mut buffer = vec![0; SCRATCH_BYTES];
+                    *response.insert(
+                        read_response(&mut socket, &mut buffer, REDIRECT)
+                            .with_context(|| format!("GET {path}"))?,
+                    )
+                }
+            };
+            requests.push(Prepared { wire: wire.into_bytes(), response_bytes: head + body });
+        }
+        let redirects = response.is_some_and(|(_, body)| body == 0);
+        Self::connected(address, requests, connections, false, Some(longest), redirects)
+    }
+
+    fn connected(
+        address: SocketAddr,
+        requests: Vec<Prepared>,
+        connections: usize,
+        fresh: bool,
+        customer: Option<usize>,
+        redirects: bool,
+    ) -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut client = Self {
             address,
@@ -60,6 +107,8 @@ impl Client {
             epoll,
             fresh,
             spins: false,
+            customer,
+            redirects,
             random: SmallRng::seed_from_u64(SEED),
             scratch: vec![0; SCRATCH_BYTES],
         };
@@ -199,7 +248,7 @@ impl Client {
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(slot as u64), epoll::EventFlags::IN)?;
-        Ok(Connection { socket, expected: 0, left: 0, since: Instant::now(), used: false })
+        Ok(Connection { socket, expected: 0, left: 0, head: Vec::new(), since: Instant::now(), used: false })
     }
 
     fn fire(&mut self, slot: usize, since: Instant) -> Result<()> {
@@ -207,7 +256,13 @@ impl Client {
             self.connections[slot] = self.connect(slot)?;
         }
         let which = self.random.random_range(0..self.requests.len());
-        let request = &self.requests[which];
+        let request = &mut self.requests[which];
+        if let Some(at) = self.customer {
+            let name = self.random.random::<u64>();
+            for (digit, place) in request.wire[at..at + 16].iter_mut().zip(0u32..) {
+                *digit = b"0123456789abcdef"[(name >> (4 * place)) as usize & 15];
+            }
+        }
         let connection = &mut self.connections[slot];
         let sent = rustix::net::send(&connection.socket, &request.wire, SendFlags::NOSIGNAL)?;
         ensure!(sent == request.wire.len(), "a request of {} bytes did not fit", request.wire.len());
@@ -218,6 +273,9 @@ impl Client {
 
     /// Takes what has come; the response's bytes when it is complete.
     fn receive(&mut self, slot: usize) -> Result<Option<u64>> {
+        if self.redirects {
+            return self.receive_redirect(slot);
+        }
         let connection = &mut self.connections[slot];
         loop {
             let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
@@ -242,6 +300,31 @@ impl Client {
                 return Ok(None);
             }
         }
+    }
+
+    /// Takes what has come of a head without a body; its bytes when it is complete.
+    fn receive_redirect(&mut self, slot: usize) -> Result<Option<u64>> {
+        let connection = &mut self.connections[slot];
+        let filled = connection.head.len();
+        let count =
+            match rustix::net::recv(&connection.socket, self.scratch.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => bail!("the server closed a connection within a head"),
+                Ok((_, count)) => count,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error).context("a connection broke"),
+            };
+        let came = &self.scratch[..count];
+        if filled == 0 && came.ends_with(HEAD_END) {
+            ensure!(came.starts_with(REDIRECTED), "expected a 302, got {:?}", first_line(came));
+            return Ok(Some(count as u64));
+        }
+        connection.head.extend_from_slice(came);
+        if !connection.head.ends_with(HEAD_END) {
+            return Ok(None);
+        }
+        let head = std::mem::take(&mut connection.head);
+        ensure!(head.starts_with(REDIRECTED), "expected a 302, got {:?}", first_line(&head));
+        Ok(Some(head.len() as u64))
     }
 
     fn wait(&self, ready: &mut Vec<usize>, timeout: Duration) -> Result<()> {
@@ -279,6 +362,8 @@ struct Connection {
     socket: TcpStream,
     expected: u64,
     left: u64,
+    /// What came of the head of a redirect.
+    head: Vec<u8>,
     since: Instant,
     used: bool,
 }
@@ -298,9 +383,9 @@ fn learn(address: SocketAddr, paths: &[String], fresh: bool) -> Result<Vec<Prepa
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: freshet-bench\r\n{connection}\r\n"
         );
         socket.write_all(wire.as_bytes())?;
-        let response_bytes =
-            read_response(&mut socket, &mut buffer).with_context(|| format!("GET {path}"))?;
-        prepared.push(Prepared { wire: wire.into_bytes(), response_bytes });
+        let (head, body) =
+            read_response(&mut socket, &mut buffer, 200).with_context(|| format!("GET {path}"))?;
+        prepared.push(Prepared { wire: wire.into_bytes(), response_bytes: head + body });
         if fresh {
             socket = TcpStream::connect(address)?;
         }
@@ -308,31 +393,40 @@ fn learn(address: SocketAddr, paths: &[String], fresh: bool) -> Result<Vec<Prepa
     Ok(prepared)
 }
 
-fn read_response(socket: &mut TcpStream, buffer: &mut [u8]) -> Result<u64> {
+/// Reads one response whole; the bytes of its head and its body.
+fn read_response(socket: &mut TcpStream, buffer: &mut [u8], status: u16) -> Result<(u64, u64)> {
     let mut filled = 0;
-    let total = loop {
+    let (head, body) = loop {
         let count = socket.read(&mut buffer[filled..])?;
         ensure!(count > 0, "the server closed the connection within the head");
         filled += count;
         let mut fields = [httparse::EMPTY_HEADER; 64];
         let mut response = httparse::Response::new(&mut fields);
         if let httparse::Status::Complete(head) = response.parse(&buffer[..filled])? {
-            ensure!(response.code == Some(200), "expected 200, got {:?}", response.code);
+            ensure!(response.code == Some(status), "expected {status}, got {:?}", response.code);
             let length =
                 response.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
             let length = length.and_then(|field| std::str::from_utf8(field.value).ok()?.parse::<u64>().ok());
-            break head as u64 + length.context("the response has no Content-Length")?;
+            break (head as u64, length.context("the response has no Content-Length")?);
         }
     };
-    let mut left = total.checked_sub(filled as u64).context("more bytes came than were announced")?;
+    let mut left = (head + body).checked_sub(filled as u64).context("more bytes came than were announced")?;
     while left > 0 {
         let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let count = socket.read(&mut buffer[..want])?;
         ensure!(count > 0, "the server closed the connection {left} bytes early");
         left -= count as u64;
     }
-    Ok(total)
+    Ok((head, body))
 }
+
+fn first_line(head: &[u8]) -> String {
+    String::from_utf8_lossy(head.split(|&byte| byte == b'\r').next().unwrap_or_default()).into_owned()
+}
+
+const REDIRECT: u16 = 302;
+const REDIRECTED: &[u8] = b"HTTP/1.1 302 ";
+const HEAD_END: &[u8] = b"\r\n\r\n";
 
 const STALL: Duration = Duration::from_secs(10);
 const EVENTS: usize = 256;
@@ -383,6 +477,18 @@ mod tests {
         assert_eq!(latency.len(), turn.requests);
         let turn = client.open_loop(200.0, Duration::from_millis(100), &mut latency).unwrap();
         assert_eq!(turn.requests, 20);
+    }
+
+    #[test]
+    fn redirects_with_and_without_a_body_are_counted() {
+        for body in [0, 145] {
+            let address = server(body, "302 Found");
+            let paths = ["/a".to_owned(), "/longer".to_owned()];
+            let mut client = Client::for_redirects(address, &paths, 2).unwrap();
+            let turn = client.closed_loop(Duration::from_millis(20), &mut histogram()).unwrap();
+            assert!(turn.requests >= 2 && turn.bytes >= turn.requests * body as u64);
+        }
+        assert!(Client::for_redirects(server(5, "200 OK"), &["/a".to_owned()], 1).is_err());
     }
 
     #[test]

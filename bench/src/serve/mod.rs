@@ -4,8 +4,8 @@
 //! in alternating order, and ratios are taken within a round.
 
 mod attack;
-mod client;
-mod cpu;
+pub(crate) mod client;
+pub(crate) mod cpu;
 mod files;
 mod peer;
 mod report;
@@ -556,7 +556,8 @@ fn dataplane_binary(named: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-fn raise_descriptor_limit() -> Result<()> {
+/// Lets this process have as many descriptors as it may.
+pub(crate) fn raise_descriptor_limit() -> Result<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum.or(Some(DESCRIPTORS));
@@ -568,7 +569,8 @@ fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn pin_to(core: usize) -> Result<()> {
+/// Keeps this thread, and those it starts, on one core.
+pub(crate) fn pin_to(core: usize) -> Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(core);
     rustix::thread::sched_setaffinity(None, &set)

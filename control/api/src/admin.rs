@@ -183,6 +183,9 @@ pub struct ExplainView {
     pub chosen: Option<NodeId>,
     /// Every volunteer, with the numbers that decided.
     pub considered: Vec<Considered>,
+    /// What else decided, by its name.
+    #[serde(default)]
+    pub numbers: Vec<(String, String)>,
 }
 
 /// One volunteer in an [`ExplainView`].
@@ -200,6 +203,30 @@ pub struct Considered {
     pub outstanding_bytes: u64,
     /// Delivery rate reckoned with.
     pub rate: Option<BytesPerSec>,
+    /// Bytes expected to stand before this request.
+    #[serde(default)]
+    pub backlog_bytes: u64,
+    /// The most that may stand before it and be in it, if there is a limit.
+    #[serde(default)]
+    pub limit_bytes: Option<u64>,
+    /// What its owner's budget has room for, if there is an end.
+    #[serde(default)]
+    pub budget_bytes: Option<u64>,
+    /// How much dearer its month makes it.
+    #[serde(default)]
+    pub budget_price: f32,
+    /// How near it is to the client.
+    #[serde(default)]
+    pub nearness: String,
+    /// What its finish time was multiplied with, if it was weighed.
+    #[serde(default)]
+    pub factor: Option<f64>,
+    /// What it sent when it was last heard of, as a part of what it can.
+    #[serde(default)]
+    pub reported_load: f32,
+    /// The weight that other redirectors would give it.
+    #[serde(default)]
+    pub weight: u32,
 }
 
 /// `GET /v1/admin/status`.
@@ -359,6 +386,9 @@ pub struct FrontDoorView {
     pub direct: u64,
     /// Requests served by the origin because no volunteer could.
     pub fallback: u64,
+    /// Requests told to come back later, because neither could.
+    #[serde(default)]
+    pub put_off: u64,
     /// Body bytes that the origin sent to customers.
     pub body_bytes: u64,
     /// Customers who came back from a volunteer.

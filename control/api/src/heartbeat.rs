@@ -126,7 +126,33 @@ pub struct SyncProgress {
     /// What is being copied, and from where it came.
     #[serde(default)]
     pub transfer: Transfer,
+    /// What the owner leaves to control to choose; none where the owner chooses.
+    #[serde(default)]
+    pub offer: Option<HoldOffer>,
 }
+
+/// What an owner leaves to control: which part of the repository is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldOffer {
+    /// Room in all, each content once.
+    pub space: Bytes,
+    /// What the owner keeps whatever control says, as patterns.
+    pub include: Vec<String>,
+    /// What the owner never keeps.
+    pub exclude: Vec<String>,
+}
+
+/// What control orders a volunteer to hold whose owner leaves that to control.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldOrder {
+    /// Patterns over paths, as in `[mirror] include`; at most [`HOLD_PATTERNS_MAX`]. With none, nothing is held beside
+    /// what the owner keeps.
+    pub include: Vec<String>,
+}
+
+/// Patterns in a [`HoldOrder`] at most.
+pub const HOLD_PATTERNS_MAX: usize = 1_000;
 
 /// What sync copies. The bytes grow from the daemon's start on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +203,13 @@ pub struct HeartbeatReply {
     pub want_holdings: bool,
     /// Whether the operator has it drained: it finishes transfers and gets no new customers.
     pub draining: bool,
+    /// Delivery's share of what is sent while sync wants to send too, thousandths; sync has the rest. None when nobody has
+    /// a say.
+    #[serde(default)]
+    pub delivery_permille: Option<u16>,
+    /// What to hold; none where the owner chooses, or nothing was ordered yet.
+    #[serde(default)]
+    pub hold: Option<HoldOrder>,
 }
 
 /// A sum over a set of files that is kept up to date by adding and removing single ones.

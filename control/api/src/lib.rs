@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod balance;
 pub mod bundle;
 pub mod checksum;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod operator;
 pub mod pin;
+pub mod placement;
 pub mod recipe;
 pub mod swarm;
 pub mod sync_token;

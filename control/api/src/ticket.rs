@@ -147,15 +147,74 @@ pub enum TicketError {
     TooManyNodes,
 }
 
+impl TicketKey {
+    /// The key made ready for sealing many tickets.
+    pub fn sealer(&self) -> Sealer {
+        Sealer(Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length"))
+    }
+}
+
+/// A [`TicketKey`] made ready for many tickets: what is the same for all of them was hashed once.
+#[derive(Clone)]
+pub struct Sealer(Hmac<Sha256>);
+
+impl Sealer {
+    /// Appends the text that [`Ticket::seal`] gives for `node` after `tried`, without any allocation but `text`'s own.
+    ///
+    /// # Errors
+    /// [`TicketError::TooManyNodes`] when `tried` leaves no room; nothing is appended then.
+    pub fn seal_into(
+        &self,
+        text: &mut Vec<u8>,
+        expires: u32,
+        content: &ContentHash,
+        tried: &[NodeId],
+        node: NodeId,
+        path: &[u8],
+    ) -> Result<(), TicketError> {
+        if tried.len() >= NODES_MAX {
+            return Err(TicketError::TooManyNodes);
+        }
+        let mut bytes = [0; HEAD_BYTES + 4 * NODES_MAX + MAC_BYTES];
+        bytes[0] = VERSION;
+        bytes[1..5].copy_from_slice(&expires.to_be_bytes());
+        bytes[5..HEAD_BYTES].copy_from_slice(&content.prefix());
+        let mut length = HEAD_BYTES;
+        for node in tried.iter().chain([&node]) {
+            bytes[length..length + 4].copy_from_slice(&node.0.to_be_bytes());
+            length += 4;
+        }
+        let sealed = self.mac(&bytes[..length], path);
+        bytes[length..length + MAC_BYTES].copy_from_slice(&sealed);
+        let begin = text.len();
+        text.resize(begin + TEXT_BYTES_MAX, 0);
+        let written = URL_SAFE_NO_PAD
+            .encode_slice(&bytes[..length + MAC_BYTES], &mut text[begin..])
+            .expect("the longest ticket has room");
+        text.truncate(begin + written);
+        Ok(())
+    }
+
+    fn mac(&self, payload: &[u8], path: &[u8]) -> [u8; MAC_BYTES] {
+        let mut mac = self.0.clone();
+        mac.update(DOMAIN);
+        mac.update(&[payload.len() as u8]);
+        mac.update(payload);
+        mac.update(path);
+        let mut truncated = [0; MAC_BYTES];
+        truncated.copy_from_slice(&mac.finalize().into_bytes()[..MAC_BYTES]);
+        truncated
+    }
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealer(..)")
+    }
+}
+
 fn mac(key: &TicketKey, payload: &[u8], path: &[u8]) -> [u8; MAC_BYTES] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
-    mac.update(DOMAIN);
-    mac.update(&[payload.len() as u8]);
-    mac.update(payload);
-    mac.update(path);
-    let mut truncated = [0; MAC_BYTES];
-    truncated.copy_from_slice(&mac.finalize().into_bytes()[..MAC_BYTES]);
-    truncated
+    key.sealer().mac(payload, path)
 }
 
 /// How many volunteers one customer is sent to for one file before the origin serves it.
@@ -172,6 +231,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_sealer_writes_what_a_ticket_does() {
+        let (content, path) = (ContentHash([7; 32]), b"/pool/a.deb");
+        for tried in [&[][..], &[NodeId(3)], &[NodeId(3), NodeId(1 << 30), NodeId(9)]] {
+            let mut text = b"http://host/pool/a.deb?t=".to_vec();
+            let begin = text.len();
+            key(4).sealer().seal_into(&mut text, 99, &content, tried, NodeId(5), path).unwrap();
+            let ticket = Ticket::new(99, &content, tried, NodeId(5)).unwrap();
+            assert_eq!(&text[begin..], ticket.seal(&key(4), path).as_bytes());
+        }
+        let mut text = Vec::new();
+        let many = [NodeId(1); NODES_MAX];
+        assert_eq!(
+            key(4).sealer().seal_into(&mut text, 99, &content, &many, NodeId(5), path),
+            Err(TicketError::TooManyNodes)
+        );
+        assert!(text.is_empty());
+    }
 
     fn key(byte: u8) -> TicketKey {
         TicketKey([byte; 32])

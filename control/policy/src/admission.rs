@@ -20,6 +20,16 @@ pub fn node_limit(rate: BytesPerSec, wait: Duration) -> Bytes {
     Bytes((rate.0 as f64 * wait.as_secs_f64()) as u64)
 }
 
+/// The most bytes that may stand before a request and be in it, on a node that delivers `rate`, when its customer shall
+/// wait no longer than `wait` beyond what the file takes at `slowest`, the least rate that a customer is offered.
+///
+/// Downloads of one node share its rate, so it takes in so many at once that each still has `slowest`, and small files
+/// pass beside large ones.
+pub fn request_limit(rate: BytesPerSec, wait: Duration, slowest: BytesPerSec, size: Bytes) -> Bytes {
+    let seconds = wait.as_secs_f64() + size.0 as f64 / slowest.0.max(1) as f64;
+    Bytes((rate.0 as f64 * seconds) as u64)
+}
+
 /// A node's limit as it is compared with its expected `backlog`, so that what is `outstanding` in all,
 /// slow clients' bytes included, stays within `limit`.
 pub fn limit_of_backlog(limit: Bytes, outstanding: Bytes, backlog: Bytes) -> Bytes {
@@ -144,6 +154,19 @@ mod tests {
         assert!(matches!(decide(None, full()), Admission::RetryAfter(_)));
         let closed = OriginHeadroom { outstanding: Bytes(0), rate: BytesPerSec(0), limit: Bytes(150) };
         assert!(matches!(decide(None, closed), Admission::RetryAfter(_)));
+    }
+
+    #[test]
+    fn a_node_takes_as_many_as_it_can_offer_the_slowest_rate() {
+        let (rate, slowest) = (BytesPerSec(10_000_000), BytesPerSec(1_000_000));
+        let admits = |open: u64, size: u64| {
+            let limit = request_limit(rate, Duration::from_secs(10), slowest, Bytes(size));
+            // Each that is open takes as much as this one while this one is sent.
+            (open + 1) * size <= limit.0
+        };
+        let large = 4_000_000_000;
+        assert!(admits(9, large) && !admits(11, large), "ten at a megabyte a second each");
+        assert!(admits(100, 100_000), "small files pass beside them");
     }
 
     #[test]

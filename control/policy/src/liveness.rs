@@ -106,6 +106,18 @@ impl Liveness {
         }
     }
 
+    /// When silence alone will change how the node stands at `now`; `None` when only a heartbeat can.
+    pub fn changes_at(&self, now: Moment, terms: &LivenessTerms) -> Option<Moment> {
+        let heard = self.heard?;
+        let silence = |intervals: f64, least: Duration| terms.interval.mul_f64(intervals).max(least);
+        let suspect = heard + silence(terms.suspect_after, terms.dead_min / 2);
+        let dead = heard + silence(terms.dead_after, terms.dead_min);
+        let halves = (self.penalty / terms.reuse_at.max(f64::MIN_POSITIVE)).log2();
+        let reused =
+            (self.suppressed && halves > 0.0).then(|| self.penalty_at + terms.half_life.mul_f64(halves));
+        [Some(suspect), Some(dead), reused].into_iter().flatten().filter(|at| *at >= now).min()
+    }
+
     /// The penalty for coming and going, in flaps.
     pub fn penalty_now(&self, now: Moment, terms: &LivenessTerms) -> f64 {
         let halves = now.since(self.penalty_at).as_secs_f64() / terms.half_life.as_secs_f64().max(1e-3);
@@ -186,6 +198,24 @@ mod tests {
         }
         node.heartbeat(9, at(5.0), &terms);
         assert_eq!(node.state(at(5.0), &terms), Life::Alive);
+    }
+
+    #[test]
+    fn a_change_by_silence_is_foretold() {
+        let terms = LivenessTerms::default();
+        let mut node = Liveness::default();
+        assert_eq!(node.changes_at(at(0.0), &terms), None);
+        for epoch in 0..4 {
+            node.heartbeat(epoch, at(10.0 + epoch as f64), &terms);
+        }
+        // Walks from one foretold change to the next: nothing changes in between, and it ends.
+        let (mut now, mut steps) = (at(13.0), 0);
+        while let Some(next) = node.changes_at(now, &terms) {
+            assert_eq!(node.state(now, &terms), node.state(next.before(Duration::from_micros(1)), &terms));
+            now = next + Duration::from_millis(1);
+            steps += 1;
+        }
+        assert!(steps >= 2 && node.state(now, &terms) == Life::Dead, "{steps}");
     }
 
     #[test]

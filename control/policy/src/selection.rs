@@ -16,7 +16,7 @@ use std::time::Duration;
 use freshet_api::{Bytes, BytesPerSec, NodeId};
 use serde::{Deserialize, Serialize};
 
-pub use self::expected_finish_time::ExpectedFinishTime;
+pub use self::expected_finish_time::{ExpectedFinishTime, FINALISTS_MAX};
 pub use self::least_reported_load::LeastReportedLoad;
 pub use self::random::Random;
 pub use self::round_robin::RoundRobin;
@@ -84,6 +84,13 @@ pub trait Field {
 
     /// The candidate at `index` (below [`Field::len`]) as it stands towards this request.
     fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate;
+
+    /// An index drawn by `unit` (0 .. 1) in proportion to what each can deliver, as far as was known a moment ago; it
+    /// may be one that is out of the question. `None` where no such sums are kept, or nobody can deliver.
+    fn draw(&self, unit: f64) -> Option<usize> {
+        let _ = unit;
+        None
+    }
 }
 
 impl Field for &[Candidate] {
@@ -264,6 +271,17 @@ pub enum Nearness {
 }
 
 impl Nearness {
+    /// In a word or two, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Nearness::Prefix => "prefix rule",
+            Nearness::AutonomousSystem => "same network",
+            Nearness::Country => "same country",
+            Nearness::Continent => "same continent",
+            Nearness::Elsewhere => "elsewhere",
+        }
+    }
+
     /// What the finish time is multiplied with: how much longer a nearer copy may take before a
     /// farther one is preferred.
     pub const fn factor(self) -> f64 {

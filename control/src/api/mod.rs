@@ -3,6 +3,7 @@
 //! Every error is an [`ApiError`](freshet_api::admin::ApiError) in JSON. Nothing here is on a customer's path.
 
 mod admin;
+mod balance;
 mod manifest_cache;
 mod operators;
 mod problem;
@@ -27,6 +28,7 @@ use freshet_policy::reservation::ReservationLedger;
 use tokio::sync::Semaphore;
 
 use crate::audit::AuditLog;
+use crate::balance::{Desk, Steward};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::events::Events;
@@ -70,6 +72,10 @@ pub struct Parts {
     pub swarm: Arc<Swarm>,
     /// For its counters and explanations.
     pub front_door: Arc<FrontDoor>,
+    /// The knobs.
+    pub balance: Arc<Desk>,
+    /// What follows from them.
+    pub steward: Arc<Steward>,
     /// The sync port's counters.
     pub sync_counters: Arc<SyncCounters>,
     /// This process's clock.
@@ -172,6 +178,11 @@ impl Api {
             .route("/v1/admin/explain", get(admin::explain))
             .route("/v1/admin/status", get(admin::status))
             .route("/v1/admin/swarm", get(admin::swarm))
+            .route("/v1/admin/balance", get(balance::balance).post(balance::set))
+            .route("/v1/admin/balance/revert", post(balance::revert))
+            .route("/v1/admin/placement", get(balance::placement))
+            .route("/v1/admin/placement/expect", post(balance::expect))
+            .route("/v1/admin/placement/forget", post(balance::forget))
             .route("/v1/admin/publish", post(admin::publish))
             .route("/v1/admin/publish/{walk}", get(admin::published))
             .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
@@ -200,16 +211,18 @@ impl Api {
         if self.parts.catalog.first_scan_done() {
             return Ok(());
         }
-        Err(format!("the repository is being read; {} files are still to hash", self.parts.catalog.view().pending))
+        Err(format!(
+            "the repository is being read; {} files are still to hash",
+            self.parts.catalog.view().pending
+        ))
     }
 
     /// Reads the settings again and puts into force what a running control can change.
     pub(crate) fn reload(&self) -> Result<ReloadView, String> {
         let (view, settings) = self.parts.reloader.reload()?;
-        self.parts.pace.store(Arc::new(Pace {
-            heartbeat: settings.heartbeat,
-            join_lifetime: settings.join_lifetime,
-        }));
+        self.parts
+            .pace
+            .store(Arc::new(Pace { heartbeat: settings.heartbeat, join_lifetime: settings.join_lifetime }));
         Ok(view)
     }
 

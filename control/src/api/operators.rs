@@ -48,7 +48,8 @@ pub(super) async fn only_operators(
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(next.run(request).await);
     }
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    head.extensions.insert(super::balance::Who(operator.name.clone()));
     let body = to_bytes(body, ADMIN_BYTES_MAX)
         .await
         .map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large for a command"))?;
@@ -322,7 +323,7 @@ pub(super) async fn files(
             }
             view.matching += 1;
             if view.files.len() < limit {
-                let holders = table.routes().iter().filter(|route| route.holdings.contains(entry.file.0));
+                let holders = table.routes().filter(|route| route.holdings.contains(entry.file.0));
                 view.files.push(FileLine {
                     path: entry.path.to_repo_path(),
                     size: entry.size,

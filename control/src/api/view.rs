@@ -65,7 +65,7 @@ impl Api {
         let catalog = self.parts.catalog.load();
         let entry = catalog.find(path.as_bytes())?;
         let table = self.parts.routing.load();
-        let holders = table.routes().iter().filter(|route| route.holdings.contains(entry.file.0));
+        let holders = table.routes().filter(|route| route.holdings.contains(entry.file.0));
         Some(WhereView {
             path: entry.path.to_repo_path(),
             file: entry.file,

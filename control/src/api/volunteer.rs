@@ -35,8 +35,8 @@ pub(super) async fn join(
     };
     let node = api.parts.registry.join(joining).await?;
     tracing::info!(node = %node.id, name = %node.name, version = shown(&request.version), "joined");
-    // At once: the sync token of its first heartbeat is worth nothing until it is in the table.
-    api.parts.routing.rebuild();
+    // The sync token of its first heartbeat is worth nothing until it is in the table.
+    api.parts.routing.settled(node.id).await;
     Ok(Json(JoinReply {
         node: node.id,
         name: node.name.as_str().to_owned(),
@@ -70,7 +70,7 @@ pub(super) async fn heartbeat(
             parts.reservations.observe(node.id, session.pace(), now);
             parts.flows.saw(node.id, boot, &session.heartbeat.interfaces, now);
         }
-        parts.routing.touch();
+        parts.routing.touch(node.id);
     }
     // Acknowledged only when the ledger is on disk; until then the volunteer says it all again.
     parts.registry.record(node.id, counters).await?;
@@ -85,6 +85,8 @@ pub(super) async fn heartbeat(
         sync_token: SyncToken { node: node.id, expires }.seal(&parts.registry.sync_key()),
         want_holdings: heard.want_holdings,
         draining,
+        delivery_permille: parts.steward.delivery_permille(node.id),
+        hold: parts.steward.planner().order(node.id),
     }))
 }
 
@@ -125,16 +127,16 @@ pub(super) async fn holdings(
     // Taken before the body is read: so many bitmaps are in memory at once, and no more.
     let _permit = api.holdings_uploads.acquire().await.map_err(|_| Problem::starting())?;
     let body = <Bytes as FromRequest<()>>::from_request(request, &()).await?;
-    let parsing = Arc::clone(&api);
+    let (parsing, id) = (Arc::clone(&api), node.id);
     let outcome = tokio::task::spawn_blocking(move || {
         let holdings = read_holdings(&body)?;
-        parsing.parts.tracker.replace_holdings(node.id, holdings);
+        parsing.parts.tracker.replace_holdings(id, holdings);
         Ok(())
     });
     outcome.await.unwrap_or_else(|_| {
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the holdings could not be read"))
     })?;
-    api.parts.routing.touch();
+    api.parts.routing.touch(id);
     Ok(StatusCode::NO_CONTENT)
 }
 

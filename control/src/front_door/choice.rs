@@ -1,23 +1,30 @@
 //! Which volunteer a customer is sent to: the policy's selection over the routing table, and its explanation.
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use freshet_api::admin::{Considered, ExplainView};
-use freshet_api::{Bytes, FileId, NodeId};
+use freshet_api::balance::Balance;
+use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 use freshet_engine::{Method, Request};
 use freshet_policy::Moment;
+use freshet_policy::admission::{Admission, CascadeGuard, OriginHeadroom, request_limit};
+use freshet_policy::network::ClientPlace;
 use freshet_policy::reservation::{Promise, ReservationLedger};
 use freshet_policy::selection::{
-    Candidate, Field, Nearness, Reach, RequestFacts, Standing, Verdict, Witness,
+    Candidate, Choice, FINALISTS_MAX, Field, Nearness, Reach, RequestFacts, Selector, Standing, Verdict,
+    Witness,
 };
 use http::{HeaderMap, header};
 
 use super::FrontDoor;
 use super::recent::Sent;
+use crate::balance::Rules;
 use crate::catalog::FileEntry;
-use crate::routing::{Route, RoutingTable};
+use crate::routing::{FileHolders, Route, RoutingTable};
 
 /// Who asks, and for how much.
 #[derive(Debug)]
@@ -67,49 +74,66 @@ impl Customer {
     }
 }
 
+/// Volunteers for one request, best first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ranked<'a> {
+    routes: [Option<&'a Route>; FINALISTS_MAX],
+}
+
+impl<'a> Ranked<'a> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'a Route> + '_ {
+        self.routes.iter().map_while(|route| *route)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.routes[0].is_none()
+    }
+}
+
 impl FrontDoor {
     /// Volunteers to send a customer to, best first; none when the origin must serve.
     ///
     /// One that the customer was sent to just now comes only after all others, and not at all once it has
     /// missed a heartbeat since: control takes a volunteer for dead after some missed heartbeats, its customers
     /// know at once.
-    pub(super) fn choose<'a>(
-        &self,
-        table: &'a RoutingTable,
-        entry: &FileEntry<'_>,
-        customer: &Customer,
-    ) -> Vec<&'a Route> {
-        let now = self.clock.now();
-        let sent = self.recent.sent(customer.key(entry), now, self.options.avoid_window);
-        let mut avoided = customer.tried.clone();
+    pub(super) fn choose<'a, 'r>(&'r self, ask: &Ask<'a, 'r>) -> Ranked<'a> {
+        let (tried, selector) = (&ask.customer.tried, ask.rules.selector());
+        let sent = self.recent.sent(ask.customer.key(ask.entry), ask.now, self.options.avoid_window);
+        if sent.is_empty() {
+            return self.rank(ask, selector, tried);
+        }
+        let mut avoided = tried.clone();
         avoided.extend(sent.iter().map(|(node, _)| *node));
-        let others = self.rank(table, entry, customer, &avoided, now);
-        if !others.is_empty() || sent.is_empty() {
+        let others = self.rank(ask, selector, &avoided);
+        if !others.is_empty() {
             return others;
         }
-        let mut silent = customer.tried.clone();
-        silent.extend(silent_since(table, &sent, now, self.options.heartbeat));
-        self.rank(table, entry, customer, &silent, now)
+        let mut silent = tried.clone();
+        silent.extend(silent_since(ask.table, &sent, ask.now, self.options.heartbeat));
+        self.rank(ask, selector, &silent)
     }
 
     /// The volunteers that were weighed for a request, the chosen one first, then by what decided.
-    pub(super) fn rank<'a>(
-        &self,
-        table: &'a RoutingTable,
-        entry: &FileEntry<'_>,
-        customer: &Customer,
+    pub(super) fn rank<'a, 'r>(
+        &'r self,
+        ask: &Ask<'a, 'r>,
+        selector: &dyn Selector,
         tried: &[NodeId],
-        now: Moment,
-    ) -> Vec<&'a Route> {
-        let field = Holders::new(table, entry.file, customer.address, &self.reservations, now);
-        let facts = facts(customer.bytes, customer.address, tried);
+    ) -> Ranked<'a> {
+        let field = Holders::new(ask, self);
+        let facts = facts(ask.customer.bytes, ask.customer.address, tried);
         let mut weighed = Weighed::default();
-        let choice = self.selector.pick(&field, &facts, now, self.next_seed(), &mut weighed);
-        let Some(choice) = choice else { return Vec::new() };
-        weighed.0.retain(|&(_, index)| index != choice.index);
-        weighed.0.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let indexes = std::iter::once(choice.index).chain(weighed.0.into_iter().map(|(_, index)| index));
-        indexes.filter_map(|index| table.routes().get(index)).collect()
+        let choice = selector.pick(&field, &facts, ask.now, self.next_seed(), &mut weighed);
+        let mut ranked = Ranked::default();
+        let Some(choice) = choice else { return ranked };
+        let weighed = &mut weighed.seen[..weighed.count];
+        weighed.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let others = weighed.iter().map(|(_, index)| *index).filter(|index| *index != choice.index);
+        let indexes = std::iter::once(choice.index).chain(others);
+        for (place, index) in ranked.routes.iter_mut().zip(indexes) {
+            *place = field.route(index);
+        }
+        ranked
     }
 
     /// As [`FrontDoor::choose`] would answer a first visit from `client`, in words and numbers.
@@ -121,65 +145,170 @@ impl FrontDoor {
         direct: Option<&'static str>,
     ) -> ExplainView {
         let table = self.routing.load();
-        let client = client.to_canonical();
-        let now = self.clock.now();
-        let field = Holders::new(&table, entry.file, client, &self.reservations, now);
-        let facts = facts(entry.size, client, &[]);
-        let explanation = self.selector.explain(&field, &facts, now, self.next_seed());
-        let considered = table.routes().iter().zip(&explanation.verdicts);
-        let considered = considered.map(|(route, (_, verdict))| considered_view(route, verdict, &field));
-        let chosen = explanation.choice.map(|choice| choice.node).filter(|_| direct.is_none());
-        let decision = match (direct, chosen.and_then(|node| table.route(node))) {
-            (Some(reason), _) => format!("the origin sends it: {reason}"),
-            (None, Some(route)) => {
-                format!("302 to {} ({}), by {}", route.name, route.delivery_url, explanation.algorithm)
-            }
-            (None, None) => "the origin sends it: no volunteer is eligible".to_owned(),
+        let rules = self.balance.rules();
+        let customer = Customer {
+            address: client.to_canonical(),
+            identity: 0,
+            bytes: entry.size,
+            partial: false,
+            tried: Vec::new(),
         };
-        ExplainView { path: path.to_owned(), client, decision, chosen, considered: considered.collect() }
+        let ask = Ask { table: &table, rules: &rules, entry, customer: &customer, now: self.clock.now() };
+        let field = Holders::new(&ask, self);
+        let facts = facts(entry.size, customer.address, &[]);
+        let mut record = Record { field: &field, verdicts: HashMap::new() };
+        let choice = rules.selector().pick(&field, &facts, ask.now, self.next_seed(), &mut record);
+        let considered = table.routes().map(|route| {
+            let candidate = field.candidate_of(route, &facts);
+            let verdict = match (record.verdicts.get(&route.node), candidate.exclusion(&facts)) {
+                (Some(verdict), _) => *verdict,
+                (None, Some(exclusion)) => Verdict::Excluded(exclusion),
+                (None, None) => Verdict::NotSampled,
+            };
+            considered_view(route, &candidate, &verdict, &field)
+        });
+        let considered = considered.collect();
+        let chosen = choice.map(|choice| choice.node).filter(|_| direct.is_none());
+        let admission = self.origin_or_later(&ask, None, false);
+        let decision = match (direct, chosen.and_then(|node| table.route(node)), admission) {
+            (Some(reason), ..) => format!("the origin sends it: {reason}"),
+            (None, Some(route), _) => {
+                format!("302 to {} ({}), by {}", route.name, route.delivery_url, rules.selector().name())
+            }
+            (None, None, Admission::RetryAfter(wait)) => format!(
+                "503, come back in {} s: no volunteer is eligible and the origin has given away all that it may",
+                wait.as_secs()
+            ),
+            (None, None, _) => "the origin sends it: no volunteer is eligible".to_owned(),
+        };
+        let origin = self.origin_headroom(&ask);
+        let balance = &rules.balance;
+        let numbers = vec![
+            ("customer_wait_secs".to_owned(), balance.customer_wait_secs.to_string()),
+            ("customer_rate".to_owned(), balance.customer_rate.to_string()),
+            ("selection".to_owned(), rules.selector().name().to_owned()),
+            ("holders drawn from".to_owned(), field.len().to_string()),
+            ("client is at".to_owned(), rules.network.describe(client)),
+            ("origin owes".to_owned(), origin.outstanding.to_string()),
+            (
+                "origin may owe".to_owned(),
+                if origin.limit.0 == u64::MAX { "no limit".to_owned() } else { origin.limit.to_string() },
+            ),
+        ];
+        ExplainView { path: path.to_owned(), client, decision, chosen, considered, numbers }
     }
-}
 
-/// What decided about each candidate that was weighed, with its place in the field.
-#[derive(Debug, Default)]
-struct Weighed(Vec<(f64, usize)>);
+    /// What becomes of a request for which there is `choice` or nobody; only with `promise` are those who are told to
+    /// come back given a place.
+    pub(super) fn origin_or_later(
+        &self,
+        ask: &Ask<'_, '_>,
+        choice: Option<Choice>,
+        promise: bool,
+    ) -> Admission {
+        let origin = self.origin_headroom(ask);
+        let size = Bytes(ask.customer.bytes);
+        if promise {
+            let drain = self.drain.load(Ordering::Relaxed);
+            return self.guard.decide(choice, size, origin, BytesPerSec(drain), ask.now, self.next_seed());
+        }
+        CascadeGuard::default().decide(choice, size, origin, BytesPerSec(1), ask.now, 0)
+    }
 
-impl Witness for Weighed {
-    fn saw(&mut self, index: usize, verdict: Verdict) {
-        if let Verdict::Weighed(score) = verdict {
-            self.0.push((score.value, index));
+    fn origin_headroom(&self, ask: &Ask<'_, '_>) -> OriginHeadroom {
+        let balance = &ask.rules.balance;
+        let rate = balance.origin_rate.unwrap_or(BytesPerSec(u64::MAX));
+        OriginHeadroom {
+            outstanding: self.origin_load.outstanding(),
+            rate,
+            limit: match balance.origin_rate {
+                Some(rate) => request_limit(
+                    rate,
+                    balance.customer_wait(),
+                    balance.customer_rate,
+                    Bytes(ask.customer.bytes),
+                ),
+                None => Bytes(u64::MAX),
+            },
         }
     }
 }
 
-/// All volunteers as candidates for one file and client.
-struct Holders<'a> {
+/// A request and what it is decided by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a, 'r> {
+    pub(super) table: &'a RoutingTable,
+    pub(super) rules: &'r Rules,
+    pub(super) entry: &'r FileEntry<'r>,
+    pub(super) customer: &'r Customer,
+    pub(super) now: Moment,
+}
+
+/// What decided about each candidate that was weighed, with its place in the field.
+#[derive(Debug)]
+struct Weighed {
+    seen: [(f64, usize); FINALISTS_MAX],
+    count: usize,
+}
+
+impl Default for Weighed {
+    fn default() -> Self {
+        Self { seen: [(0.0, 0); FINALISTS_MAX], count: 0 }
+    }
+}
+
+impl Witness for Weighed {
+    fn saw(&mut self, index: usize, verdict: Verdict) {
+        if let (Verdict::Weighed(score), Some(place)) = (verdict, self.seen.get_mut(self.count)) {
+            *place = (score.value, index);
+            self.count += 1;
+        }
+    }
+}
+
+/// What came of everybody who was looked at.
+struct Record<'f, 'a, 'r> {
+    field: &'f Holders<'a, 'r>,
+    verdicts: HashMap<NodeId, Verdict>,
+}
+
+impl Witness for Record<'_, '_, '_> {
+    fn saw(&mut self, index: usize, verdict: Verdict) {
+        self.verdicts.insert(self.field.holders.node(index), verdict);
+    }
+}
+
+/// Those who may hold one file, as candidates for one client.
+struct Holders<'a, 'r> {
     table: &'a RoutingTable,
+    holders: FileHolders<'a>,
     file: FileId,
     client: IpAddr,
-    reservations: &'a ReservationLedger,
+    place: ClientPlace<'r>,
+    balance: &'r Balance,
+    reservations: &'r ReservationLedger,
     now: Moment,
 }
 
-impl<'a> Holders<'a> {
-    fn new(
-        table: &'a RoutingTable,
-        file: FileId,
-        client: IpAddr,
-        reservations: &'a ReservationLedger,
-        now: Moment,
-    ) -> Self {
-        Self { table, file, client, reservations, now }
-    }
-}
-
-impl Field for Holders<'_> {
-    fn len(&self) -> usize {
-        self.table.routes().len()
+impl<'a, 'r> Holders<'a, 'r> {
+    fn new(ask: &Ask<'a, 'r>, door: &'r FrontDoor) -> Self {
+        Self {
+            table: ask.table,
+            holders: ask.table.holders(ask.entry.file),
+            file: ask.entry.file,
+            client: ask.customer.address,
+            place: ask.rules.network.place(ask.customer.address),
+            balance: &ask.rules.balance,
+            reservations: &door.reservations,
+            now: ask.now,
+        }
     }
 
-    fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate {
-        let route = &self.table.routes()[index];
+    fn route(&self, index: usize) -> Option<&'a Route> {
+        self.table.route(self.holders.node(index))
+    }
+
+    fn candidate_of(&self, route: &Route, request: &RequestFacts<'_>) -> Candidate {
         let standing = match route.standing {
             Standing::Ready | Standing::Suspect if !route.holdings.contains(self.file.0) => {
                 Standing::LacksFile
@@ -189,27 +318,76 @@ impl Field for Holders<'_> {
         // A volunteer that calls itself loopback is reached from this host only. `Reach` without a family
         // is excluded as unreachable.
         let hidden = route.loopback && !self.client.is_loopback() && !self.client.is_unspecified();
+        let wait = self.balance.customer_wait();
+        // Not the raw promises: those of slow clients would send everybody to whoever reported last.
+        let backlog = self.reservations.backlog(route.node, request.size, self.now);
         Candidate {
             node: route.node,
             standing,
             reach: if hidden { Reach(route.reach.0 & !FAMILIES) } else { route.reach },
-            // Not the raw promises: those of slow clients would send everybody to whoever reported last.
-            outstanding: self.reservations.backlog(route.node, request.size, self.now),
+            outstanding: backlog,
             rate: route.rate,
             reported_load: route.reported_load,
-            weight: 1,
-            nearness: Nearness::Elsewhere,
-            admission: Bytes(u64::MAX),
+            weight: route.weight,
+            nearness: self.place.nearness(route.node, &route.whereabouts),
+            admission: request_limit(route.rate, wait, self.balance.customer_rate, request.size),
             // What was promised since it was heard of comes out of it too.
-            budget: Bytes(route.budget.0.saturating_sub(self.reservations.outstanding(route.node).0)),
+            budget: if route.budget.0 == u64::MAX {
+                route.budget
+            } else {
+                Bytes(route.budget.0.saturating_sub(self.reservations.outstanding(route.node).0))
+            },
             budget_price: route.budget_price,
         }
     }
 }
 
-fn considered_view(route: &Route, verdict: &Verdict, field: &Holders<'_>) -> Considered {
+impl Field for Holders<'_, '_> {
+    fn len(&self) -> usize {
+        self.holders.len()
+    }
+
+    fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate {
+        match self.route(index) {
+            Some(route) => self.candidate_of(route, request),
+            None => gone(self.holders.node(index)),
+        }
+    }
+
+    fn draw(&self, unit: f64) -> Option<usize> {
+        self.holders.draw(unit)
+    }
+}
+
+/// Somebody who was removed since the lists were made.
+fn gone(node: NodeId) -> Candidate {
+    Candidate {
+        node,
+        standing: Standing::Dead,
+        reach: Reach::default(),
+        outstanding: Bytes(0),
+        rate: BytesPerSec(0),
+        reported_load: 0.0,
+        weight: 0,
+        nearness: Nearness::Elsewhere,
+        admission: Bytes(0),
+        budget: Bytes(0),
+        budget_price: 1.0,
+    }
+}
+
+fn considered_view(
+    route: &Route,
+    candidate: &Candidate,
+    verdict: &Verdict,
+    field: &Holders<'_, '_>,
+) -> Considered {
+    let mut factor = None;
     let (excluded, finish) = match verdict {
-        Verdict::Weighed(score) => (None, Some(score.finish.as_secs_f64() * 1e3)),
+        Verdict::Weighed(score) => {
+            factor = Some(score.factor);
+            (None, Some(score.finish.as_secs_f64() * 1e3))
+        }
         Verdict::Excluded(exclusion) => {
             let words = match (&route.reason, route.standing) {
                 (Some(reason), standing) if standing != Standing::Ready => reason.to_string(),
@@ -226,6 +404,14 @@ fn considered_view(route: &Route, verdict: &Verdict, field: &Holders<'_>) -> Con
         expected_finish_ms: finish,
         outstanding_bytes: field.reservations.outstanding(route.node).0,
         rate: (route.rate.0 > 0).then_some(route.rate),
+        backlog_bytes: candidate.outstanding.0,
+        limit_bytes: (candidate.admission.0 != u64::MAX).then_some(candidate.admission.0),
+        budget_bytes: (candidate.budget.0 != u64::MAX).then_some(candidate.budget.0),
+        budget_price: candidate.budget_price,
+        nearness: candidate.nearness.name().to_owned(),
+        factor,
+        reported_load: candidate.reported_load,
+        weight: candidate.weight,
     }
 }
 

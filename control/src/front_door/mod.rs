@@ -9,6 +9,7 @@ mod counters;
 mod fields;
 mod listing;
 mod metalink;
+mod origin_load;
 mod recent;
 
 use std::borrow::Cow;
@@ -20,22 +21,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use freshet_api::admin::ExplainView;
 use freshet_api::ticket::{NODES_MAX, TicketError};
-use freshet_api::{NodeId, Ticket};
+use freshet_api::{BytesPerSec, Ticket};
 use freshet_engine::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
+use freshet_policy::admission::{Admission, CascadeGuard};
 use freshet_policy::reservation::ReservationLedger;
-use freshet_policy::selection::{ExpectedFinishTime, Selector};
 use http::{HeaderValue, StatusCode, header};
 
 use crate::api::PublicAddresses;
+use crate::balance::{Demand, Desk};
 use crate::catalog::{Catalog, FileEntry, Patterns, Snapshot};
 use crate::clock::{Clock, epoch_secs};
-use crate::routing::{Route, Routing, RoutingTable};
-use choice::Customer;
+use crate::routing::{Routing, RoutingTable};
+use choice::{Ask, Customer, Ranked};
 use companion::Companion;
+use fields::RedirectHead;
 use recent::Recent;
 
 pub use counters::FrontDoorCounters;
 pub(crate) use fields::encode_path;
+pub use origin_load::OriginLoad;
 
 /// How the front door behaves.
 #[derive(Clone, Debug)]
@@ -66,7 +70,14 @@ pub struct FrontDoor {
     catalog: Arc<Catalog>,
     routing: Arc<Routing>,
     reservations: Arc<ReservationLedger>,
-    selector: Box<dyn Selector>,
+    balance: Arc<Desk>,
+    /// What was asked for lately.
+    demand: Arc<Demand>,
+    guard: CascadeGuard,
+    /// What the origin still owes to customers that no volunteer took.
+    origin_load: Arc<OriginLoad>,
+    /// What all usable volunteers and the origin deliver together, bytes per second: the rate at which room appears.
+    drain: AtomicU64,
     root: Arc<Root>,
     recent: Recent,
     counters: Arc<FrontDoorCounters>,
@@ -86,6 +97,7 @@ impl FrontDoor {
         catalog: Arc<Catalog>,
         routing: Arc<Routing>,
         reservations: Arc<ReservationLedger>,
+        balance: Arc<Desk>,
         root: Arc<Root>,
         clock: Clock,
         seed: u64,
@@ -95,7 +107,11 @@ impl FrontDoor {
             catalog,
             routing,
             reservations,
-            selector: Box::new(ExpectedFinishTime::default()),
+            balance,
+            demand: Arc::default(),
+            guard: CascadeGuard::default(),
+            origin_load: Arc::default(),
+            drain: AtomicU64::new(0),
             root,
             recent: Recent::new(),
             counters: Arc::default(),
@@ -109,6 +125,21 @@ impl FrontDoor {
     /// What it did so far.
     pub fn counters(&self) -> &Arc<FrontDoorCounters> {
         &self.counters
+    }
+
+    /// What was asked for lately.
+    pub fn demand(&self) -> &Arc<Demand> {
+        &self.demand
+    }
+
+    /// What the origin owes to customers; an observer of the front door's port keeps it.
+    pub fn origin_load(&self) -> &Arc<OriginLoad> {
+        &self.origin_load
+    }
+
+    /// What all usable volunteers and the origin deliver together.
+    pub fn set_drain(&self, drain: BytesPerSec) {
+        self.drain.store(drain.0, Ordering::Relaxed);
     }
 
     fn respond(&self, request: &Request<'_>) -> Answer {
@@ -139,18 +170,39 @@ impl FrontDoor {
         };
         let customer =
             Customer::of(request, entry, returned.as_ref().map_or(&[], Ticket::nodes), &self.keyed);
+        let moment = self.clock.now();
+        let rules = self.balance.rules();
+        let ask = Ask { table: &table, rules: &rules, entry, customer: &customer, now: moment };
+        if request.method == Method::Get {
+            self.demand.note(entry.file, customer.bytes);
+        }
         if let Some(ticket) = &returned {
-            self.reservations.bounce(ticket.node(), customer.promise(entry), self.clock.now());
+            self.reservations.bounce(ticket.node(), customer.promise(entry), moment);
             if ticket.nodes().len() >= NODES_MAX {
-                FrontDoorCounters::count(&self.counters.fallback);
-                return self.origin(entry, path);
+                return self.fall_back(request, &ask, path);
             }
         }
-        let routes = self.choose(&table, entry, &customer);
-        self.redirect(request, entry, path, &customer, &routes, now).unwrap_or_else(|| {
-            FrontDoorCounters::count(&self.counters.fallback);
-            self.origin(entry, path)
-        })
+        let routes = self.choose(&ask);
+        match self.redirect(request, &ask, path, &routes, now) {
+            Some(answer) => answer,
+            None => self.fall_back(request, &ask, path),
+        }
+    }
+
+    /// Nobody else takes the customer: the origin does while it has headroom, and otherwise says when to come back.
+    fn fall_back(&self, request: &Request<'_>, ask: &Ask<'_, '_>, path: &str) -> Answer {
+        if let Admission::RetryAfter(wait) = self.origin_or_later(ask, None, true) {
+            FrontDoorCounters::count(&self.counters.put_off);
+            let mut refusal = Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "all that is given to downloads is taken just now; come back when Retry-After says\n",
+            );
+            refusal.headers.push((header::RETRY_AFTER, HeaderValue::from(wait.as_secs())));
+            return Answer::Refusal(refusal);
+        }
+        FrontDoorCounters::count(&self.counters.fallback);
+        self.origin_load.owe(request.peer, ask.customer.bytes);
+        self.origin(ask.entry, path)
     }
 
     /// Why the origin sends this file itself, if it does so always.
@@ -206,30 +258,22 @@ impl FrontDoor {
     fn redirect(
         &self,
         request: &Request<'_>,
-        entry: &FileEntry<'_>,
+        ask: &Ask<'_, '_>,
         path: &str,
-        customer: &Customer,
-        routes: &[&Route],
+        routes: &Ranked<'_>,
         now: u64,
     ) -> Option<Answer> {
-        let chosen = routes.first()?;
-        let encoded = fields::encode_path(path);
-        let expires = self.ticket_expiry(now);
+        let (entry, customer) = (ask.entry, ask.customer);
+        let chosen = routes.iter().next()?;
         let named = routes.iter().take(1 + self.options.duplicates);
-        let urls: Vec<String> = named
-            .filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, customer.tried()))
-            .collect();
-        let location = HeaderValue::try_from(urls.first()?).ok()?;
+        let expires = self.ticket_expiry(now);
+        let (location, headers) = RedirectHead::new(entry, path).with(named, expires, customer.tried())?;
         if request.method == Method::Get {
-            let moment = self.clock.now();
-            self.reservations.reserve(chosen.node, customer.promise(entry), moment);
-            self.recent.note(customer.key(entry), chosen.node, moment);
+            self.reservations.reserve(chosen.node, customer.promise(entry), ask.now);
+            self.recent.note(customer.key(entry), chosen.node, ask.now);
         }
         FrontDoorCounters::count(&self.counters.redirects);
         FrontDoorCounters::add(&self.counters.redirected_bytes, customer.bytes);
-        let mut headers = fields::of_content(entry, &encoded);
-        headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
-        headers.extend(fields::duplicates(urls.into_iter()));
         Some(Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers }))
     }
 
@@ -256,11 +300,16 @@ impl FrontDoor {
         let mut urls = Vec::new();
         if self.direct_reason(entry, now).is_none() {
             let table = self.routing.load();
+            let rules = self.balance.rules();
             let customer = Customer::of(request, entry, &[], &self.keyed);
             let expires = self.ticket_expiry(now);
-            let holders = self.rank(&table, entry, &customer, &[], self.clock.now());
-            let holders = holders.iter().take(METALINK_URLS_MAX);
-            urls.extend(holders.filter_map(|route| ticketed_url(route, path, &encoded, entry, expires, &[])));
+            let ask = Ask { table: &table, rules: &rules, entry, customer: &customer, now: self.clock.now() };
+            let holders = self.rank(&ask, rules.selector_of_many(), &[]);
+            urls.extend(holders.iter().filter_map(|route| {
+                let mut url = Vec::new();
+                fields::ticketed_url(&mut url, route, path, &encoded, entry, expires, &[]).ok()?;
+                String::from_utf8(url).ok()
+            }));
         }
         let own = self.options.addresses.get().map_or("", |addresses| &addresses.front_door);
         urls.push(format!("{own}{encoded}"));
@@ -406,19 +455,6 @@ fn retry_soon(text: &'static str) -> Refusal {
     refusal
 }
 
-fn ticketed_url(
-    route: &Route,
-    path: &str,
-    encoded: &str,
-    entry: &FileEntry<'_>,
-    expires: u32,
-    tried: &[NodeId],
-) -> Option<String> {
-    let ticket = Ticket::new(expires, &entry.checksums.blake3, tried, route.node).ok()?;
-    let sealed = ticket.seal(&route.ticket_key, path.as_bytes());
-    Some(format!("{}{encoded}?{TICKET_PARAMETER}={sealed}", route.delivery_url))
-}
-
 /// A request's path as text. What the catalogue has found is text; the rest is only shown.
 fn shown(path: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(path)
@@ -429,9 +465,6 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
-const TICKET_PARAMETER: &str = "t";
 const RETURN_PARAMETER: &str = "b";
 const INDEX: &str = "index.html";
-/// Volunteers in a metalink at most.
-const METALINK_URLS_MAX: usize = 16;
 const RESCAN_EVERY_NANOS: u64 = 1_000_000_000;

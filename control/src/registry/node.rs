@@ -207,6 +207,12 @@ impl Nodes {
         self.by_id(*self.by_name.get(name)?)
     }
 
+    /// Adds a record that no registry made.
+    #[cfg(test)]
+    pub(crate) fn put_for_tests(&mut self, node: Node) {
+        self.put(Arc::new(node));
+    }
+
     pub(super) fn put(&mut self, node: Arc<Node>) {
         self.take(node.id);
         self.by_name.insert(node.name.clone(), node.id);

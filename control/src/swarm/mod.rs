@@ -34,6 +34,7 @@ use crate::registry::Registry;
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 
+pub(crate) use self::plan::collection;
 pub use self::release::{Release, Released};
 pub use self::shelf::{Kept, Shelf, Shown};
 pub use self::uplink::SyncPacer;

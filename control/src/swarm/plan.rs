@@ -146,7 +146,8 @@ pub(super) fn piece_bytes(sizes: &[u64], peers: usize) -> u32 {
     bytes
 }
 
-fn collection(path: &str) -> &str {
+/// The part of the repository that a path belongs to: its first directory.
+pub(crate) fn collection(path: &str) -> &str {
     path.split_once('/').map_or("", |(first, _)| first)
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that can't go on should end where it stands")]
 
+mod balance;
 mod downloads;
 mod enrolment;
 mod lasting;

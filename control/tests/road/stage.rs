@@ -31,10 +31,20 @@ pub(crate) struct Stage {
     state: TempDir,
     control: Option<Control>,
     customer: Client,
+    prefer: Vec<String>,
 }
 
 impl Stage {
     pub(crate) async fn new() -> Self {
+        Self::with(Vec::new()).await
+    }
+
+    /// With a rule about whom customers of a prefix prefer.
+    pub(crate) async fn preferring(rule: &str) -> Self {
+        Self::with(vec![rule.to_owned()]).await
+    }
+
+    async fn with(prefer: Vec<String>) -> Self {
         let repo = tempfile::tempdir().unwrap();
         for (path, bytes) in [(BIG, 300_000), (SMALL, 100), (INDEX, 90_000), ("pool/other.iso", 200_000)] {
             put(repo.path(), path, &content(path, bytes));
@@ -48,7 +58,7 @@ impl Stage {
             .tls_backend_preconfigured(pin::client_config(freshet_api::enrol::Fingerprint([0; 32])).unwrap())
             .build()
             .unwrap();
-        let mut stage = Self { repo, state: tempfile::tempdir().unwrap(), control: None, customer };
+        let mut stage = Self { repo, state: tempfile::tempdir().unwrap(), control: None, customer, prefer };
         stage.start().await;
         stage
     }
@@ -66,6 +76,7 @@ impl Stage {
             hold_secs: Some(0),
             rings: Some(1),
             grace_secs: Some(1),
+            prefer: Some(self.prefer.clone()),
             ..Options::default()
         };
         let control = Control::start(Settings::check(options).unwrap()).await.unwrap();

@@ -3,7 +3,7 @@
 //! The owner's figure counts bits on the wire, the engine counts payload; what lies between is measured
 //! ([`WireShare`](super::headers::WireShare)). The decision is `freshet_policy::pacing`'s; here is only the clock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub struct DonationPacer {
     sync_stopped_since: AtomicU64,
     /// What is in force; changing it disturbs those who wait for their turn, so it is changed only when it must be.
     rates: Mutex<InForce>,
+    /// Delivery's share that control asks for, thousandths; [`UNTOLD`] for none.
+    told: AtomicU32,
     /// Payload that was granted to what is sent, ever.
     granted: AtomicU64,
 }
@@ -34,6 +36,8 @@ pub struct DonationPacer {
 #[derive(Clone, Copy, Debug)]
 struct InForce {
     rates: Rates,
+    /// What the owner guarantees each class, whatever control asks for.
+    minimum: Shares,
     /// Bytes on the wire for a byte of payload, of what is sent; what is received comes in full segments.
     wire_share: f64,
     wire_share_applied: f64,
@@ -69,8 +73,10 @@ impl DonationPacer {
             receiving: TokenBucket::unlimited(),
             stopped_since: AtomicU64::new(SENDING),
             sync_stopped_since: AtomicU64::new(SENDING),
+            told: AtomicU32::new(UNTOLD),
             rates: Mutex::new(InForce {
                 rates: Rates::NONE,
+                minimum: Shares::NONE,
                 wire_share: wire_share.ratio(),
                 wire_share_applied: wire_share.ratio(),
             }),
@@ -84,7 +90,9 @@ impl DonationPacer {
     pub fn set(&self, rates: Rates) {
         let now = self.moment(Instant::now());
         let mut guard = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        let InForce { rates: in_force, wire_share, wire_share_applied } = &mut *guard;
+        let InForce { rates: in_force, minimum, wire_share, wire_share_applied } = &mut *guard;
+        *minimum = rates.shares;
+        let rates = Rates { shares: within(*minimum, self.told.load(Ordering::Relaxed)), ..rates };
         let reshaped = (*wire_share / *wire_share_applied - 1.0).abs() > WIRE_SHARE_MATTERS;
         if rates.shares != in_force.shares || reshaped || matters(in_force.sending, rates.sending) {
             let sending = rates.sending.map(|wire| payload(wire, *wire_share));
@@ -111,6 +119,22 @@ impl DonationPacer {
     /// Says what a byte of payload comes to on the wire; it counts from the next [`DonationPacer::set`] on.
     pub fn set_wire_share(&self, wire_share: f64) {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner).wire_share = wire_share;
+    }
+
+    /// Shares what is sent as control asks for, within the owner's minimum: `permille` for delivery and the rest for sync
+    /// while both want to send. A change of less than two hundredths is not worth disturbing those who wait.
+    pub fn share(&self, permille: Option<u16>) {
+        let told = permille.map_or(UNTOLD, |permille| u32::from(permille.min(1_000)));
+        let was = self.told.load(Ordering::Relaxed);
+        if told == was || (told != UNTOLD && was != UNTOLD && told.abs_diff(was) < SHARE_MATTERS) {
+            return;
+        }
+        self.told.store(told, Ordering::Relaxed);
+        let rates = {
+            let in_force = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+            Rates { shares: in_force.minimum, ..in_force.rates }
+        };
+        self.set(rates);
     }
 
     /// Keeps sync from sending, so that what is left is for the customers to whom it is promised, or lets it go on.
@@ -177,6 +201,15 @@ impl ReadPacer for DonationPacer {
     }
 }
 
+/// The shares that control asks for, `told`, as far as the owner's `minimum` lets them be.
+fn within(minimum: Shares, told: u32) -> Shares {
+    if told == UNTOLD {
+        return minimum;
+    }
+    let (least, most) = (minimum.of(Class::Delivery.number()), 1.0 - minimum.of(SYNC));
+    Shares::between((told as f32 / 1e3).clamp(least, most.max(least)))
+}
+
 /// Whether going from one rate to the other is worth disturbing those who wait: always when it falls.
 fn matters(from: Option<BytesPerSec>, to: Option<BytesPerSec>) -> bool {
     match (from, to) {
@@ -200,6 +233,9 @@ const WIRE_SHARE_MATTERS: f64 = 0.001;
 const WAIT_MIN: Duration = Duration::from_micros(50);
 const SYNC: u8 = Class::Sync.number();
 const SENDING: u64 = u64::MAX;
+const UNTOLD: u32 = u32::MAX;
+/// Thousandths.
+const SHARE_MATTERS: u32 = 20;
 /// When nothing may be sent for so long, those who wait are cut: longer than an owner's burst, shorter than most clients
 /// wait.
 const STOPPED_ENDS: Duration = Duration::from_secs(20);
@@ -267,6 +303,42 @@ mod tests {
         {
             pacer.set(sending(Some(asked)));
             assert_eq!(of(&pacer), in_force, "{asked}");
+        }
+    }
+
+    #[test]
+    fn both_that_want_to_send_get_what_control_asks_within_the_owners_minimum() {
+        let pacer = DonationPacer::new(sending(Some(10_000_000)));
+        let mut from = Instant::now();
+        let mut delivery_part = |pacer: &DonationPacer| {
+            let (begun, mut places) = (from, [Place::default(); 2]);
+            from += Duration::from_secs(3);
+            let mut sent = [0u64; 2];
+            for tenth in 0..10_000 {
+                let now = begun + Duration::from_micros(tenth * 200);
+                for (place, class) in [Class::Delivery, Class::Sync].into_iter().enumerate() {
+                    while let Grant::Bytes(bytes) =
+                        pacer.take(class.number(), 1 << 20, &mut places[place], now)
+                    {
+                        sent[place] += bytes;
+                    }
+                }
+            }
+            for (place, class) in [Class::Delivery, Class::Sync].into_iter().enumerate() {
+                pacer.leave(class.number(), places[place], 0);
+            }
+            sent[0] as f64 / (sent[0] + sent[1]) as f64
+        };
+        for (told, expected) in [(Some(800), 0.8), (Some(200), 0.2), (Some(210), 0.2)] {
+            pacer.share(told);
+            let part = delivery_part(&pacer);
+            assert!((part - expected).abs() < 0.03, "{told:?}: {part}");
+        }
+        pacer.set(Rates { shares: Shares::new([0.0, 0.5, 0.2, 0.0]), ..sending(Some(10_000_000)) });
+        for (told, expected) in [(Some(200), 0.5), (Some(950), 0.8)] {
+            pacer.share(told);
+            let part = delivery_part(&pacer);
+            assert!((part - expected).abs() < 0.03, "{told:?}: {part}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! `[mirror]`: which part of the repository a volunteer keeps, when it does not keep all of it.
 
 use freshet_api::Bytes;
+use freshet_api::heartbeat::HoldOffer;
 use serde::{Deserialize, Serialize};
 
 use crate::mirror::{Selection, SelectionError};
@@ -19,6 +20,10 @@ pub struct MirrorConfig {
     /// Most that is kept, each content once: indexes first, then the newest files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<Bytes>,
+    /// Leaves it to control what is kept beside `include`: collections if this host is nearly always there, otherwise
+    /// files that are much asked for. Needs a `quota`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ordered: bool,
 }
 
 impl MirrorConfig {
@@ -33,5 +38,11 @@ impl MirrorConfig {
     /// Names what is no pattern.
     pub fn selection(&self) -> Result<Selection, SelectionError> {
         Selection::new(&self.include, &self.exclude, self.quota)
+    }
+
+    /// What is left to control, if it is.
+    pub fn offer(&self) -> Option<HoldOffer> {
+        let space = self.quota.filter(|_| self.ordered)?;
+        Some(HoldOffer { space, include: self.include.clone(), exclude: self.exclude.clone() })
     }
 }

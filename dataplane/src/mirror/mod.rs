@@ -25,7 +25,7 @@ mod weigh;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -83,7 +83,7 @@ pub struct Mirror {
     /// Contents that a reader found wrong, or that a start could not trust.
     suspects: Mutex<Suspects>,
     suspected: tokio::sync::Notify,
-    selection: Selection,
+    selection: RwLock<Selection>,
     /// What was accepted so far was selected otherwise.
     reselect: AtomicBool,
     selection_path: PathBuf,
@@ -149,7 +149,7 @@ impl Mirror {
             writer: Mutex::new(writer),
             suspects: Mutex::default(),
             suspected: tokio::sync::Notify::new(),
-            selection: options.selection,
+            selection: RwLock::new(options.selection),
             reselect,
             selection_path,
         });
@@ -217,21 +217,39 @@ impl Mirror {
     /// [`MirrorError::OtherBase`] when it is a difference to a state that is not ours; the disk's.
     pub fn accept(&self, manifest: &Manifest) -> Result<(), MirrorError> {
         let mut writer = self.writer();
-        if self.selection.is_whole() {
+        let selection = self.selection();
+        if selection.is_whole() {
             writer.state.accept(manifest, now())?;
         } else {
             let mut selected = manifest.clone();
             let (held, held_bytes) = writer.state.wanted_besides(manifest);
-            self.selection.apply(&mut selected, &held, held_bytes);
+            selection.apply(&mut selected, &held, held_bytes);
             writer.state.accept(&selected, now())?;
         }
         self.settle(&mut writer)?;
         if manifest.base.is_none() {
             // After the state that goes by it: killed between the two, it asks for the whole once more.
-            self.remember_selection()?;
-            self.reselect.store(false, Ordering::Relaxed);
+            self.remember_selection(&selection)?;
+            // Another may have been chosen meanwhile.
+            let changed = selection.text() != self.selection().text();
+            self.reselect.store(changed, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Chooses another part of the repository; it is made once a whole manifest was accepted. Says whether it is another.
+    pub fn select(&self, selection: Selection) -> bool {
+        let mut chosen = self.selection.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = chosen.text() != selection.text();
+        if changed {
+            *chosen = selection;
+            self.reselect.store(true, Ordering::Relaxed);
+        }
+        changed
+    }
+
+    fn selection(&self) -> Selection {
+        self.selection.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether all of the manifest is needed, because the owner selects another part than before.
@@ -239,8 +257,8 @@ impl Mirror {
         self.reselect.load(Ordering::Relaxed)
     }
 
-    fn remember_selection(&self) -> Result<(), MirrorError> {
-        let text = self.selection.text();
+    fn remember_selection(&self, selection: &Selection) -> Result<(), MirrorError> {
+        let text = selection.text();
         if std::fs::read_to_string(&self.selection_path).unwrap_or_default() == text {
             return Ok(());
         }

@@ -14,6 +14,8 @@ use freshet_api::{Bytes, ContentHash};
 pub struct Selection {
     include: Vec<Glob>,
     exclude: Vec<Glob>,
+    /// What control chose, where the owner leaves it to control.
+    ordered: Option<Vec<Glob>>,
     quota: Option<u64>,
     /// What tells one selection from another.
     text: String,
@@ -59,7 +61,19 @@ impl Selection {
             // Writing to a String can't fail.
             let _ = write!(text, "{include:?} {exclude:?} {quota:?}");
         }
-        Ok(Self { include: parse("include", include)?, exclude: parse("exclude", exclude)?, quota, text })
+        let (include, exclude) = (parse("include", include)?, parse("exclude", exclude)?);
+        Ok(Self { include, exclude, ordered: None, quota, text })
+    }
+
+    /// The same where the owner leaves the choice to control: what `include` names is kept anyhow, and beside it what
+    /// control ordered. What is no pattern in an order is left out of it.
+    #[must_use]
+    pub fn ordered(mut self, order: &[String]) -> Self {
+        let globs = order.iter().take(PATTERNS_MAX).filter_map(|pattern| pattern.parse().ok()).collect();
+        // Writing to a String can't fail.
+        let _ = write!(self.text, " ordered {order:?}");
+        self.ordered = Some(globs);
+        self
     }
 
     /// What tells it from others; empty for all of the repository.
@@ -75,7 +89,11 @@ impl Selection {
     /// Whether a path is in it, as far as patterns say.
     pub fn selects(&self, path: &str) -> bool {
         let any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(path));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+        let chosen = match &self.ordered {
+            Some(ordered) => any(&self.include) || any(ordered),
+            None => self.include.is_empty() || any(&self.include),
+        };
+        chosen && !any(&self.exclude)
     }
 
     /// Leaves in `manifest` what is selected, when `held` are the contents that are wanted besides, of `held_bytes`.
@@ -149,6 +167,24 @@ mod tests {
         assert!(
             Selection::new(&strings(&["["]), &[], None).unwrap_err().to_string().contains("mirror.include")
         );
+    }
+
+    #[test]
+    fn what_control_orders_comes_beside_what_the_owner_keeps() {
+        let own = Selection::new(&strings(&["dists/**"]), &strings(&["*-dbg_*"]), None).unwrap();
+        let files = [
+            file("dists/Release", 1, 1),
+            file("pool/a.deb", 1, 1),
+            file("pool/a-dbg_1.deb", 1, 1),
+            file("a.iso", 1, 1),
+            file("iso/a.iso", 1, 1),
+        ];
+        let kept = |order: &[&str]| left(&own.clone().ordered(&strings(order)), &files, &[]);
+        assert_eq!(kept(&[]), ["dists/Release"]);
+        assert_eq!(kept(&["pool/**", "/a.iso"]), ["dists/Release", "pool/a.deb", "a.iso"]);
+        assert_eq!(kept(&["[", "pool/**"]), ["dists/Release", "pool/a.deb"]);
+        assert_ne!(own.clone().ordered(&[]).text(), own.text());
+        assert!(left(&Selection::default().ordered(&[]), &files, &[]).is_empty());
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         let now = Instant::now();
         if self.asking.is_empty() && self.manifest_is_due(now) {
             let manifests = Arc::clone(&self.manifests);
-            let since = self.mirror.target().filter(|_| !self.manifest.whole);
+            let since = self.mirror.target().filter(|_| !self.needs_whole());
             self.manifest.asked_for = *self.wanted.borrow_and_update();
             let asked_for = self.manifest.asked_for;
             self.asking.spawn(async move { (asked_for, manifests.manifest(since).await) });
@@ -285,7 +285,12 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         let have = self.mirror.target().unwrap_or(0);
         // One that is older than ours may be a heartbeat that crossed a manifest: it is asked for once.
         let differs = wanted > have || (wanted < have && wanted != self.manifest.asked_for);
-        wanted > 0 && (differs || self.manifest.whole) && self.manifest.not_before.is_none_or(|at| at <= now)
+        wanted > 0 && (differs || self.needs_whole()) && self.manifest.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// Whether a difference is not enough: another part of the repository was chosen, or what is here fits to none.
+    fn needs_whole(&self) -> bool {
+        self.manifest.whole || self.mirror.needs_whole_manifest()
     }
 
     async fn take_manifest(&mut self, manifest: Result<Manifest, FetchError>) {

@@ -84,6 +84,8 @@ impl FakeControl {
                 sync_token: SYNC_TOKEN.into(),
                 want_holdings: false,
                 draining: false,
+                delivery_permille: None,
+                hold: None,
             },
             manifest: Manifest::default(),
             blobs: HashMap::new(),

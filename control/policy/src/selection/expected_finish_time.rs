@@ -5,10 +5,13 @@
 //! do; comparing keeps requests off those that are behind. Comparing more than two makes it worse: what
 //! is known of a node is a heartbeat old, and the more are compared, the more requests meet at the one
 //! that looks best (Mitzenmacher, "How useful is old information?", 2000).
+//!
+//! A field that keeps sums of its rates is drawn from directly, so that a request costs the same among forty holders
+//! and among a hundred thousand; any other is sampled evenly first.
 
 use super::{
-    Choice, Field, Nearness, RequestFacts, SAMPLE_MAX, ScoreUnit, Selector, Standing, Verdict, Witness,
-    sample, score,
+    Candidate, Choice, Field, Nearness, RequestFacts, SAMPLE_MAX, Score, ScoreUnit, Selector, Standing,
+    Verdict, Witness, sample, score,
 };
 use crate::draw::Draw;
 use crate::moment::Moment;
@@ -41,6 +44,72 @@ impl ExpectedFinishTime {
     fn nearness_factor(&self, nearness: Nearness) -> f64 {
         if self.nearness_matters { nearness.factor() } else { 1.0 }
     }
+
+    fn weigh(&self, candidate: &Candidate, request: &RequestFacts<'_>) -> Score {
+        let suspicion = if candidate.standing == Standing::Suspect { SUSPECT_FACTOR } else { 1.0 };
+        let factor = self.nearness_factor(candidate.nearness) * f64::from(candidate.budget_price) * suspicion;
+        score(candidate, request, candidate.finish_secs(request) * factor, ScoreUnit::Seconds, factor)
+    }
+
+    /// Finalists from a field that keeps sums: the same draw, by rejection of those that are out of the question. None
+    /// where it keeps none, or hardly anybody may serve: then they are looked for one by one.
+    fn drawn(
+        &self,
+        field: &dyn Field,
+        request: &RequestFacts<'_>,
+        draw: &mut Draw,
+        witness: &mut dyn Witness,
+        finalists: &mut [Option<Choice>; FINALISTS_MAX],
+    ) -> bool {
+        let (mut found, len) = (0, field.len());
+        let wanted = self.finalists.min(len);
+        for _ in 0..wanted * DRAWS_PER_FINALIST {
+            let Some(index) = field.draw(draw.unit()) else { return found > 0 };
+            if finalists[..found].iter().flatten().any(|choice| choice.index == index) {
+                continue;
+            }
+            let candidate = field.candidate(index, request);
+            if let Some(exclusion) = candidate.exclusion(request) {
+                witness.saw(index, Verdict::Excluded(exclusion));
+                continue;
+            }
+            let score = self.weigh(&candidate, request);
+            finalists[found] = Some(Choice { index, node: candidate.node, score });
+            found += 1;
+            if found == wanted {
+                break;
+            }
+        }
+        found > 0
+    }
+
+    /// Finalists of an even sample.
+    fn sampled(
+        &self,
+        field: &dyn Field,
+        request: &RequestFacts<'_>,
+        draw: &mut Draw,
+        witness: &mut dyn Witness,
+        finalists: &mut [Option<Choice>; FINALISTS_MAX],
+    ) {
+        // The candidates of the pool with the least keys: a draw without replacement in proportion to
+        // the rates (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
+        let mut least = [f64::INFINITY; FINALISTS_MAX];
+        let count = self.finalists;
+        let mut keys = Draw::new(draw.bits());
+        sample(field, request, self.sample, draw, witness, &mut |index, candidate| {
+            let key = -(1.0 - keys.unit()).ln() / candidate.rate.0 as f64;
+            if key >= least[count - 1] {
+                return;
+            }
+            let score = self.weigh(candidate, request);
+            let place = least[..count].partition_point(|other| *other < key);
+            least[place..count].rotate_right(1);
+            finalists[place..count].rotate_right(1);
+            least[place] = key;
+            finalists[place] = Some(Choice { index, node: candidate.node, score });
+        });
+    }
 }
 
 impl Default for ExpectedFinishTime {
@@ -63,27 +132,12 @@ impl Selector for ExpectedFinishTime {
         witness: &mut dyn Witness,
     ) -> Option<Choice> {
         let mut draw = Draw::new(seed);
-        // The candidates of the pool with the least keys: a draw without replacement in proportion to
-        // the rates (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
-        let mut finalists: [(f64, Option<Choice>); FINALISTS_MAX] = [(f64::INFINITY, None); FINALISTS_MAX];
-        let count = self.finalists;
-        let mut keys = Draw::new(draw.bits());
-        sample(field, request, self.sample, &mut draw, witness, &mut |index, candidate| {
-            let key = -(1.0 - keys.unit()).ln() / candidate.rate.0 as f64;
-            if key >= finalists[count - 1].0 {
-                return;
-            }
-            let suspicion = if candidate.standing == Standing::Suspect { SUSPECT_FACTOR } else { 1.0 };
-            let factor =
-                self.nearness_factor(candidate.nearness) * f64::from(candidate.budget_price) * suspicion;
-            let value = candidate.finish_secs(request) * factor;
-            let score = score(candidate, request, value, ScoreUnit::Seconds, factor);
-            let place = finalists[..count].partition_point(|(other, _)| *other < key);
-            finalists[place..count].rotate_right(1);
-            finalists[place] = (key, Some(Choice { index, node: candidate.node, score }));
-        });
+        let mut finalists: [Option<Choice>; FINALISTS_MAX] = [None; FINALISTS_MAX];
+        if !self.drawn(field, request, &mut draw, witness, &mut finalists) {
+            self.sampled(field, request, &mut draw, witness, &mut finalists);
+        }
         let mut best: Option<Choice> = None;
-        for choice in finalists.iter().filter_map(|(_, choice)| *choice) {
+        for choice in finalists.into_iter().flatten() {
             witness.saw(choice.index, Verdict::Weighed(choice.score));
             // Equal ones: the first drawn wins.
             if best.is_none_or(|best| choice.score.value < best.score.value) {
@@ -98,7 +152,9 @@ impl Selector for ExpectedFinishTime {
 const SAMPLE_DEFAULT: usize = 40;
 const FINALISTS_DEFAULT: usize = 2;
 /// The most candidates that are weighed against each other.
-pub(super) const FINALISTS_MAX: usize = 16;
+pub const FINALISTS_MAX: usize = 16;
+/// Draws for each finalist before holders are looked for one by one.
+const DRAWS_PER_FINALIST: usize = 8;
 /// A late heartbeat makes a node this much worse than its numbers.
 const SUSPECT_FACTOR: f64 = 4.0;
 
@@ -144,6 +200,70 @@ mod tests {
         assert_eq!(picked(&[dear, candidate(2)], &request(1000)), NodeId(2));
         let late = Candidate { standing: Standing::Suspect, ..candidate(1) };
         assert_eq!(picked(&[late, candidate(2)], &request(1000)), NodeId(2));
+    }
+
+    /// A field with sums of rates, some of whose candidates are out of the question.
+    struct Summed(Vec<Candidate>);
+
+    impl Field for Summed {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn candidate(&self, index: usize, _request: &RequestFacts<'_>) -> Candidate {
+            self.0[index]
+        }
+
+        fn draw(&self, unit: f64) -> Option<usize> {
+            let total: u64 = self.0.iter().map(|candidate| candidate.rate.0).sum();
+            let mut left = unit * total as f64;
+            self.0.iter().position(|candidate| {
+                left -= candidate.rate.0 as f64;
+                left < 0.0
+            })
+        }
+    }
+
+    #[test]
+    fn a_direct_draw_chooses_as_a_sample_does() {
+        let rates = [1u64, 2, 4, 8, 16, 32];
+        let candidates: Vec<Candidate> = rates
+            .iter()
+            .zip(0..)
+            .map(|(&rate, node)| Candidate {
+                rate: BytesPerSec(rate * 1_000_000),
+                outstanding: Bytes(u64::from(node) * 2_000_000),
+                standing: if node == 4 { Standing::LacksFile } else { Standing::Ready },
+                ..candidate(node)
+            })
+            .collect();
+        let selector = ExpectedFinishTime::default();
+        let (summed, rounds) = (Summed(candidates.clone()), 20_000u64);
+        let mut difference = [0i64; 6];
+        for seed in 0..rounds {
+            let pick = |field: &dyn Field| {
+                selector.select(field, &request(1_000_000), Moment::ZERO, seed).unwrap().index
+            };
+            difference[pick(&summed)] += 1;
+            difference[pick(&candidates)] -= 1;
+        }
+        assert!(difference.iter().all(|&d| d.unsigned_abs() < rounds / 50), "{difference:?}");
+    }
+
+    #[test]
+    fn the_only_holder_is_found_however_unlikely_it_is_drawn() {
+        let mut candidates: Vec<Candidate> =
+            (0..50).map(|node| Candidate { standing: Standing::LacksFile, ..candidate(node) }).collect();
+        candidates[7] = Candidate { rate: BytesPerSec(1), ..candidate(7) };
+        for seed in 0..100 {
+            let choice = ExpectedFinishTime::default().select(
+                &Summed(candidates.clone()),
+                &request(10),
+                Moment::ZERO,
+                seed,
+            );
+            assert_eq!(choice.unwrap().node, NodeId(7));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `ctl`: what operators steer Freshet with; it talks to control's admin API and touches nothing else.
 #![forbid(unsafe_code)]
 
+mod balance;
 mod client;
 mod export;
 mod manual;
@@ -64,6 +65,15 @@ enum Verb {
         #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
         client: IpAddr,
     },
+    /// The knobs of a running control: how customers are sent to volunteers, and how a volunteer's rate is shared between
+    /// them and other mirrors.
+    #[command(subcommand)]
+    Balance(balance::BalanceVerb),
+    /// Where every volunteer's budget stands, as its owner set it.
+    Budget,
+    /// Who is told to hold what, where owners leave that to control.
+    #[command(subcommand)]
+    Placement(balance::PlacementVerb),
     /// The catalogue, the volunteers and the front door in figures.
     Status,
     /// The swarm: bundles, who has how much of them, copies that the origin sent, who is banned and why.
@@ -207,8 +217,11 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let address = address.to_string();
             let explained: ExplainView =
                 client.get("explain", &[("path", path), ("client", &address)]).await?;
-            print(json, &explained, |out| show::explanation(out, &explained))
+            print(json, &explained, |out| balance::explanation(out, &explained))
         }
+        Verb::Balance(verb) => balance::balance(&client, json, verb).await,
+        Verb::Budget => balance::budget(&client, json).await,
+        Verb::Placement(verb) => balance::placement(&client, json, verb).await,
         Verb::Swarm => {
             let swarm: SwarmView = client.get("swarm", &[]).await?;
             print(json, &swarm, |out| show::swarm(out, &swarm))

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use freshet_api::admin::{ExplainView, NodeAdded, NodeState, NodeView, StatusView, SwarmView, WhereView};
+use freshet_api::admin::{NodeAdded, NodeState, NodeView, StatusView, SwarmView, WhereView};
 use freshet_api::heartbeat::{BudgetReport, SyncProgress, Transfer};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
@@ -200,28 +200,6 @@ pub(crate) fn holders(out: &mut impl Write, found: &WhereView) -> Outcome {
     writeln!(out, "{}", table.trim_fmt())
 }
 
-/// Why the front door answers as it does.
-pub(crate) fn explanation(out: &mut impl Write, explained: &ExplainView) -> Outcome {
-    writeln!(out, "{} for {}: {}", explained.path, explained.client, explained.decision)?;
-    if explained.considered.is_empty() {
-        return Ok(());
-    }
-    let mut table = table(&["", "node", "name", "finish in", "outstanding", "rate", "left out because"]);
-    right(&mut table, &[1, 3, 4, 5]);
-    for node in &explained.considered {
-        table.add_row([
-            if explained.chosen == Some(node.node) { "->".to_owned() } else { String::new() },
-            node.node.to_string(),
-            node.name.clone(),
-            node.expected_finish_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
-            Bytes(node.outstanding_bytes).to_string(),
-            node.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
-            node.excluded.clone().unwrap_or_default(),
-        ]);
-    }
-    writeln!(out, "{}", table.trim_fmt())
-}
-
 /// The whole in figures.
 pub(crate) fn status(out: &mut impl Write, status: &StatusView) -> Outcome {
     let (catalog, door) = (&status.catalog, &status.front_door);
@@ -391,7 +369,7 @@ fn heard(age_ms: Option<u64>) -> String {
     age_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", age(Duration::from_millis(ms))))
 }
 
-fn age(duration: Duration) -> String {
+pub(crate) fn age(duration: Duration) -> String {
     match duration.as_secs() {
         0 => format!("{} ms", duration.as_millis()),
         seconds @ 1..120 => format!("{seconds} s"),
@@ -455,8 +433,6 @@ pub(crate) fn sample_node() -> NodeView {
 
 #[cfg(test)]
 mod tests {
-    use freshet_api::NodeId;
-    use freshet_api::admin::Considered;
 
     use super::*;
 
@@ -478,31 +454,5 @@ mod tests {
         }
         assert!(text(|out| nodes(out, &[sample()])).contains("edge"));
         assert!(text(|out| nodes(out, &[])).contains("ctl node add"));
-    }
-
-    #[test]
-    fn the_chosen_volunteer_is_marked() {
-        let considered = |node, excluded: Option<&str>| Considered {
-            node: NodeId(node),
-            name: format!("n{node}"),
-            excluded: excluded.map(str::to_owned),
-            expected_finish_ms: Some(12.5),
-            outstanding_bytes: 0,
-            rate: None,
-        };
-        let shown = text(|out| {
-            explanation(
-                out,
-                &ExplainView {
-                    path: "/a".into(),
-                    client: "192.0.2.1".parse().unwrap(),
-                    decision: "redirect".into(),
-                    chosen: Some(NodeId(2)),
-                    considered: vec![considered(1, Some("draining")), considered(2, None)],
-                },
-            )
-        });
-        let marked = shown.lines().find(|line| line.contains("->")).unwrap();
-        assert!(marked.contains("n2") && shown.contains("draining"), "{shown}");
     }
 }

@@ -337,7 +337,16 @@ mod tests {
                     expected_finish_ms: None,
                     outstanding_bytes: 0,
                     rate: None,
+                    backlog_bytes: 0,
+                    limit_bytes: None,
+                    budget_bytes: None,
+                    budget_price: 1.0,
+                    nearness: "elsewhere".into(),
+                    factor: None,
+                    reported_load: 0.0,
+                    weight: 1,
                 }],
+                numbers: Vec::new(),
             })
             .unwrap(),
             serde_json::to_value(PublishView {

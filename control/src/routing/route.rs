@@ -1,32 +1,22 @@
-//! The routing table: an immutable snapshot of all volunteers, rebuilt beside the traffic and swapped in.
-//!
-//! The front door reads nothing else about volunteers. Building it does no I/O.
+//! One volunteer as the front door sees it, made from its record and its last heartbeat. No I/O.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
 use freshet_api::admin::NodeState;
 use freshet_api::heartbeat::{BudgetReport, Heartbeat, Readiness};
+use freshet_api::ticket::Sealer;
 use freshet_api::{Bytes, BytesPerSec, NodeId, TicketKey};
 use freshet_policy::Moment;
 use freshet_policy::liveness::Life;
-use freshet_policy::reservation::ReservationLedger;
+use freshet_policy::network::Whereabouts;
 use freshet_policy::selection::{Reach, Standing};
 use freshet_policy::steering::BudgetOutlook;
 use roaring::RoaringBitmap;
 
-use crate::clock::Clock;
-use crate::registry::{Node, NodeName, Registry};
-use crate::tracker::{Session, Tracker};
-
-/// All volunteers that have joined, in the order of their numbers.
-#[derive(Debug, Default)]
-pub struct RoutingTable {
-    routes: Vec<Route>,
-}
+use crate::registry::{Node, NodeName};
+use crate::tracker::Session;
 
 /// One volunteer as the front door sees it.
 #[derive(Clone, Debug)]
@@ -35,8 +25,10 @@ pub struct Route {
     pub node: NodeId,
     /// Its name.
     pub name: NodeName,
-    /// Seals its tickets.
+    /// Opens its tickets.
     pub ticket_key: TicketKey,
+    /// Seals them.
+    pub sealer: Arc<Sealer>,
     /// Whether customers may be sent there, the file aside.
     pub standing: Standing,
     /// Where it stands, for people.
@@ -45,6 +37,8 @@ pub struct Route {
     pub reason: Option<Arc<str>>,
     /// When it was last heard of.
     pub heard: Option<Moment>,
+    /// When silence alone changes how it stands.
+    pub changes_at: Option<Moment>,
     /// Where customers are sent, without a trailing `/`.
     pub delivery_url: Arc<str>,
     /// By which families and schemes.
@@ -59,56 +53,68 @@ pub struct Route {
     pub budget: Bytes,
     /// How much dearer its month makes it.
     pub budget_price: f32,
+    /// What other redirectors would weigh it with: its rate in Mbit/s.
+    pub weight: u32,
+    /// Where it is in the network, as far as known.
+    pub whereabouts: Whereabouts,
     /// What it holds.
     pub holdings: Arc<RoaringBitmap>,
 }
 
-impl RoutingTable {
-    /// Brings together who has joined and where everybody stands at `now`.
-    pub fn build(registry: &dyn Registry, tracker: &dyn Tracker, now: Moment) -> Self {
-        let nodes = registry.nodes();
-        let routes = nodes.iter().filter_map(|node| Route::of(node, tracker.session(node.id, now)));
-        Self { routes: routes.collect() }
-    }
-
-    /// All of them.
-    pub fn routes(&self) -> &[Route] {
-        &self.routes
-    }
-
-    /// By number.
-    pub fn route(&self, node: NodeId) -> Option<&Route> {
-        let index = self.routes.binary_search_by_key(&node, |route| route.node).ok()?;
-        Some(&self.routes[index])
-    }
-}
-
 impl Route {
-    fn of(node: &Node, session: Option<Session>) -> Option<Self> {
+    /// As `node` stands now; what stays the same is taken from how it stood `before`.
+    pub(super) fn of(
+        node: &Node,
+        session: Option<Session>,
+        before: Option<&Route>,
+        locate: impl Fn(IpAddr) -> Whereabouts,
+    ) -> Option<Self> {
         let membership = node.membership.as_ref()?;
         let (standing, state, reason) = standing(node, session.as_ref());
         let target =
             session.as_ref().and_then(|session| DeliveryTarget::parse(&session.heartbeat.delivery_url));
         let budget = session.as_ref().and_then(|session| session.heartbeat.budget.as_ref());
+        let same_key = before.filter(|before| before.ticket_key == membership.ticket_key);
+        let sealer = same_key.map(|before| Arc::clone(&before.sealer));
+        let sealer = sealer.unwrap_or_else(|| Arc::new(membership.ticket_key.sealer()));
         let (budget, budget_price) = (room(budget), price(budget));
         let load = session.as_ref().map_or(0.0, |s| s.delivery_rate.0 as f32 / s.capacity.0.max(1) as f32);
         Some(Self {
             node: node.id,
             name: node.name.clone(),
             ticket_key: membership.ticket_key.clone(),
+            sealer,
             standing,
             state,
             reason: reason.map(Into::into),
             heard: session.as_ref().map(|session| session.heard),
+            changes_at: session.as_ref().and_then(|session| session.changes_at),
             reach: target.as_ref().map_or(Reach::default(), |target| target.reach),
             loopback: target.as_ref().is_some_and(|target| target.loopback),
-            delivery_url: target.map_or_else(|| "".into(), |target| target.url),
+            delivery_url: target.as_ref().map_or_else(|| "".into(), |target| Arc::clone(&target.url)),
             rate: session.as_ref().map_or(BytesPerSec(0), |session| session.capacity),
             reported_load: load,
             budget,
             budget_price,
+            weight: session
+                .as_ref()
+                .map_or(1, |s| u32::try_from(s.capacity.0 / 125_000).unwrap_or(u32::MAX).max(1)),
+            whereabouts: target
+                .as_ref()
+                .and_then(|target| target.address)
+                .map_or_else(Whereabouts::default, locate),
             holdings: session.map(|session| session.holdings).unwrap_or_default(),
         })
+    }
+}
+
+impl Route {
+    /// What it counts for when holders are drawn: what it can send, or nothing while it takes no customers.
+    pub fn weight(&self) -> f32 {
+        match self.standing {
+            Standing::Ready | Standing::Suspect => self.rate.0 as f32,
+            _ => 0.0,
+        }
     }
 }
 
@@ -138,6 +144,8 @@ pub struct DeliveryTarget {
     pub reach: Reach,
     /// Whether it is a literal loopback address.
     pub loopback: bool,
+    /// The address, where it is a literal one.
+    pub address: Option<IpAddr>,
 }
 
 impl DeliveryTarget {
@@ -169,6 +177,7 @@ impl DeliveryTarget {
             url: format!("{scheme}://{authority}").into(),
             reach: families.and(scheme_reach),
             loopback: address.is_some_and(|address| address.is_loopback()),
+            address,
         })
     }
 }
@@ -202,141 +211,8 @@ fn standing(node: &Node, session: Option<&Session>) -> (Standing, NodeState, Opt
     }
 }
 
-/// The table in force, and how it is kept current.
-pub struct Routing {
-    table: ArcSwap<RoutingTable>,
-    stale: AtomicBool,
-    registry: Arc<dyn Registry>,
-    tracker: Arc<dyn Tracker>,
-    reservations: Arc<ReservationLedger>,
-    clock: Clock,
-}
-
-impl Routing {
-    /// With the table as of now.
-    pub fn new(
-        registry: Arc<dyn Registry>,
-        tracker: Arc<dyn Tracker>,
-        reservations: Arc<ReservationLedger>,
-        clock: Clock,
-    ) -> Self {
-        let table = RoutingTable::build(&*registry, &*tracker, clock.now());
-        Self {
-            table: ArcSwap::from_pointee(table),
-            stale: AtomicBool::new(false),
-            registry,
-            tracker,
-            reservations,
-            clock,
-        }
-    }
-
-    /// The table in force; lock-free.
-    pub fn load(&self) -> Guard<Arc<RoutingTable>> {
-        self.table.load()
-    }
-
-    /// Says that something changed: the table is rebuilt within [`REBUILD_EVERY`].
-    pub fn touch(&self) {
-        self.stale.store(true, Ordering::Release);
-    }
-
-    /// Rebuilds the table at once.
-    pub fn rebuild(&self) {
-        self.stale.store(false, Ordering::Release);
-        let table = RoutingTable::build(&*self.registry, &*self.tracker, self.clock.now());
-        let before = self.table.swap(Arc::new(table));
-        tell_changes(&before, &self.load());
-    }
-
-    /// Keeps the table current until the task is aborted: after changes, and for silence, which is a change
-    /// that nobody announces.
-    pub async fn keep_current(&self) {
-        let mut ticks = tokio::time::interval(REBUILD_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut quiet = 0;
-        let mut since_ageing = 0;
-        loop {
-            ticks.tick().await;
-            quiet += 1;
-            if self.stale.load(Ordering::Acquire) || quiet >= SILENCE_TICKS {
-                quiet = 0;
-                self.rebuild();
-            }
-            since_ageing += 1;
-            if since_ageing >= AGEING_TICKS {
-                since_ageing = 0;
-                self.age_reservations();
-            }
-        }
-    }
-
-    fn age_reservations(&self) {
-        let now = self.clock.now();
-        for route in self.load().routes() {
-            if route.standing == Standing::Dead {
-                self.reservations.clear(route.node);
-            } else {
-                self.reservations.age(route.node, now);
-            }
-        }
-    }
-}
-
-/// Tells in the log who came and went.
-fn tell_changes(before: &RoutingTable, after: &RoutingTable) {
-    for route in after.routes() {
-        let was = before.route(route.node).map(|route| route.state);
-        if was.is_some_and(|was| was != route.state) {
-            let reason = route.reason.as_deref().unwrap_or("takes customers");
-            tracing::info!(node = %route.node, name = %route.name, state = ?route.state, reason, "volunteer");
-        }
-    }
-}
-
-impl std::fmt::Debug for Routing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Routing").field("table", &self.table).finish_non_exhaustive()
-    }
-}
-
-/// Between two rebuilds at least.
-pub const REBUILD_EVERY: Duration = Duration::from_millis(50);
-/// Rebuilt after so many quiet ticks all the same (250 ms).
-const SILENCE_TICKS: u32 = 5;
-/// Reservations age once a second.
-const AGEING_TICKS: u32 = 20;
 /// Bytes of a `delivery_url` at most.
 pub const DELIVERY_URL_BYTES_MAX: usize = 300;
-
-#[cfg(test)]
-pub(crate) mod testing {
-    //! Routing tables for tests.
-
-    use super::*;
-
-    /// Volunteers that hold nothing, by number and when they were last heard of.
-    pub(crate) fn table<const N: usize>(nodes: [(u32, Moment); N]) -> RoutingTable {
-        let routes = nodes.map(|(node, heard)| Route {
-            node: NodeId(node),
-            name: format!("n{node}").parse().unwrap(),
-            ticket_key: TicketKey([1; 32]),
-            standing: Standing::Ready,
-            state: NodeState::Active,
-            reason: None,
-            heard: Some(heard),
-            delivery_url: "http://192.0.2.1".into(),
-            reach: Reach::ALL,
-            loopback: false,
-            rate: BytesPerSec(1),
-            reported_load: 0.0,
-            budget: Bytes(u64::MAX),
-            budget_price: 1.0,
-            holdings: Arc::default(),
-        });
-        RoutingTable { routes: routes.into() }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,249 @@
+//! Looks every second at how volunteers and mirrors stand, and works out what follows from the knobs: how each
+//! volunteer's rate is shared between delivery and sync, and at what rate room for customers appears.
+//!
+//! The laws are `freshet_policy::arbiter`'s; here is what they are told. Heartbeat replies carry what came of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use freshet_api::balance::{ArbiterRule, Balance, ShareView};
+use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
+use freshet_policy::Moment;
+use freshet_policy::arbiter::{
+    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, SyncFirst, Targets, Work, urgency,
+};
+use freshet_policy::reservation::ReservationLedger;
+use freshet_policy::selection::Standing;
+
+use super::{Desk, Planner};
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::front_door::FrontDoor;
+use crate::registry::Registry;
+use crate::routing::{Route, Routing, RoutingTable};
+use crate::swarm::Swarm;
+use crate::tracker::{Session, Tracker};
+
+/// The rooms that it looks into.
+pub struct StewardRooms {
+    /// The knobs.
+    pub desk: Arc<Desk>,
+    /// Who may take part.
+    pub registry: Arc<dyn Registry>,
+    /// Where everybody stands.
+    pub tracker: Arc<dyn Tracker>,
+    /// What the front door sees.
+    pub routing: Arc<Routing>,
+    /// What was promised to customers.
+    pub reservations: Arc<ReservationLedger>,
+    /// What they ask for.
+    pub front_door: Arc<FrontDoor>,
+    /// The files.
+    pub catalog: Arc<Catalog>,
+    /// Who still lacks something.
+    pub swarm: Arc<Swarm>,
+    /// Who is told to hold what.
+    pub planner: Planner,
+    /// This process's clock.
+    pub clock: Clock,
+}
+
+/// Keeps the balance.
+pub struct Steward {
+    rooms: StewardRooms,
+    laws: Mutex<Laws>,
+    shares: ArcSwap<HashMap<NodeId, Share>>,
+}
+
+/// What was decided for one volunteer, and by which numbers.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    delivery: f32,
+    work: Work,
+    targets: Targets,
+}
+
+#[derive(Debug, Default)]
+struct Laws {
+    rule: Option<(ArbiterRule, u32)>,
+    by_node: HashMap<NodeId, Box<dyn Arbiter>>,
+    /// Since when a mirror has not had what was released.
+    behind: HashMap<NodeId, Moment>,
+}
+
+/// What mirrors lack.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lack {
+    bytes: u64,
+    age: Duration,
+    urgency: f32,
+    /// What all that could send it can send.
+    senders: u64,
+}
+
+impl Steward {
+    /// With nothing decided yet.
+    pub fn new(rooms: StewardRooms) -> Arc<Self> {
+        Arc::new(Self { rooms, laws: Mutex::default(), shares: ArcSwap::default() })
+    }
+
+    /// Until the task is aborted.
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let steward = Arc::clone(&self);
+            if let Err(error) = tokio::task::spawn_blocking(move || steward.look()).await {
+                tracing::error!(%error, "shares and placement stay as they were");
+            }
+        }
+    }
+
+    /// Delivery's share of `node`'s rate in thousandths, if anybody has a say.
+    pub fn delivery_permille(&self, node: NodeId) -> Option<u16> {
+        let share = self.shares.load().get(&node)?.delivery;
+        Some((f64::from(share) * 1e3).round().clamp(0.0, 1e3) as u16)
+    }
+
+    /// Who is told to hold what.
+    pub fn planner(&self) -> &Planner {
+        &self.rooms.planner
+    }
+
+    /// Every share with the numbers that decided, by name.
+    pub fn view(&self) -> Vec<ShareView> {
+        let (shares, table) = (self.shares.load(), self.rooms.routing.load());
+        let views = table.routes().filter_map(|route| {
+            let Share { delivery, work, targets } = shares.get(&route.node)?;
+            Some(ShareView {
+                name: route.name.as_str().to_owned(),
+                delivery_percent: delivery * 100.0,
+                rate: work.uplink,
+                delivery_backlog: work.delivery_backlog.0,
+                sync_backlog: work.sync_backlog.0,
+                sync_age_secs: work.sync_age.as_secs(),
+                urgency: work.urgency,
+                delivery_lateness: work.delivery_lateness(f64::from(*delivery), targets),
+                sync_lateness: work.sync_lateness(f64::from(*delivery), targets),
+            })
+        });
+        views.collect()
+    }
+
+    fn look(&self) {
+        let rooms = &self.rooms;
+        rooms.desk.know(&rooms.registry.nodes());
+        let (now, rules, table) = (rooms.clock.now(), rooms.desk.rules(), rooms.routing.load());
+        let demand = rooms.front_door.demand().rates(now);
+        let usable = |route: &&Route| matches!(route.standing, Standing::Ready | Standing::Suspect);
+        let volunteers: u64 = table.routes().filter(usable).map(|route| route.rate.0).sum();
+        let origin = rules.balance.origin_rate.map_or(0, |rate| rate.0);
+        rooms.front_door.set_drain(BytesPerSec(volunteers.saturating_add(origin)));
+        self.share(&table, &rules.balance, &demand, now);
+        rooms.planner.look(&table, &rules.balance, &demand, &*rooms.tracker, &rooms.catalog.load(), now);
+    }
+
+    fn share(&self, table: &RoutingTable, balance: &Balance, demand: &HashMap<FileId, f64>, now: Moment) {
+        let mut laws = self.laws.lock().unwrap_or_else(PoisonError::into_inner);
+        let rule = (balance.arbiter, balance.delivery_percent);
+        if laws.rule != Some(rule) {
+            (laws.rule, laws.by_node) = (Some(rule), HashMap::new());
+        }
+        if balance.arbiter == ArbiterRule::Off {
+            self.shares.store(Arc::default());
+            return;
+        }
+        let mut live: Vec<(&Route, Session)> = Vec::new();
+        for route in table.routes().filter(|route| is_live(route)) {
+            live.extend(self.rooms.tracker.session(route.node, now).map(|session| (route, session)));
+        }
+        let lack = self.lack(table, &live, demand, &mut laws.behind, now);
+        let targets = Targets {
+            customer_wait: balance.customer_wait(),
+            sync: Duration::from_secs(balance.sync_wait_secs),
+        };
+        let mut shares = HashMap::with_capacity(live.len());
+        for (route, session) in &live {
+            let can_send = session.heartbeat.sync_url.is_some() && route.rate.0 > 0;
+            let part = if can_send { route.rate.0 as f64 / lack.senders.max(1) as f64 } else { 0.0 };
+            let work = Work {
+                uplink: route.rate,
+                delivery_backlog: self.rooms.reservations.outstanding(route.node),
+                sync_backlog: Bytes((lack.bytes as f64 * part) as u64),
+                sync_age: lack.age,
+                urgency: lack.urgency,
+            };
+            let law = laws.by_node.entry(route.node).or_insert_with(|| law(balance));
+            let delivery = law.share(&work, &targets, now);
+            shares.insert(route.node, Share { delivery, work, targets });
+        }
+        laws.by_node.retain(|node, _| shares.contains_key(node));
+        self.shares.store(Arc::new(shares));
+    }
+
+    /// What all mirrors together lack of what was released, and how much it is asked for.
+    fn lack(
+        &self,
+        table: &RoutingTable,
+        live: &[(&Route, Session)],
+        demand: &HashMap<FileId, f64>,
+        behind: &mut HashMap<NodeId, Moment>,
+        now: Moment,
+    ) -> Lack {
+        let released = self.rooms.swarm.release().load().sequence;
+        let mut lack = Lack { urgency: 1.0, ..Lack::default() };
+        let mut still = HashMap::new();
+        for (route, session) in live {
+            let sync = &session.heartbeat.sync;
+            if session.heartbeat.sync_url.is_some() {
+                lack.senders = lack.senders.saturating_add(route.rate.0);
+            }
+            if sync.bytes_missing > 0 || sync.complete < released {
+                let since = behind.get(&route.node).copied().unwrap_or(now);
+                still.insert(route.node, since);
+                lack.bytes = lack.bytes.saturating_add(sync.bytes_missing);
+                lack.age = lack.age.max(now.since(since));
+            }
+        }
+        *behind = still;
+        if lack.bytes > 0 {
+            let hottest = demand.iter().filter(|(_, rate)| **rate >= URGENT_FROM);
+            lack.urgency = hottest
+                .map(|(&file, &rate)| {
+                    let holders = table.holders(file);
+                    let holders = (0..holders.len()).filter_map(|place| table.route(holders.node(place)));
+                    let holders = holders.filter(|route| is_live(route) && route.holdings.contains(file.0));
+                    let capacity: u64 = holders.map(|route| route.rate.0).sum();
+                    urgency(BytesPerSec(rate as u64), BytesPerSec(capacity))
+                })
+                .fold(1.0, f32::max);
+        }
+        lack
+    }
+}
+
+fn is_live(route: &Route) -> bool {
+    !matches!(route.standing, Standing::Dead | Standing::Untrusted)
+}
+
+fn law(balance: &Balance) -> Box<dyn Arbiter> {
+    match balance.arbiter {
+        ArbiterRule::DeliveryFirst => Box::new(DeliveryFirst),
+        ArbiterRule::SyncFirst => Box::new(SyncFirst),
+        ArbiterRule::FixedSplit => Box::new(FixedSplit::new(balance.delivery_percent as f32 / 100.0)),
+        ArbiterRule::EqualLateness | ArbiterRule::Off => Box::new(EqualLateness::default()),
+    }
+}
+
+impl std::fmt::Debug for Steward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Steward").field("shares", &self.shares).finish_non_exhaustive()
+    }
+}
+
+const EVERY: Duration = Duration::from_secs(1);
+/// Files that are asked for less do not make a release urgent, bytes per second.
+const URGENT_FROM: f64 = 100_000.0;
