@@ -2,7 +2,7 @@
 //!
 //! A copy shares its parts with the original, and a change copies only the parts it touches: a writer changes its own
 //! copy and shows it to readers as a whole, who neither lock nor wait. What a daemon knows of a file beside path and
-//! content is its own row type. Per row it takes 50 bytes, the row itself and what the path does not share with the
+//! content is its own row type. Per row it takes 48 bytes, the row itself and what the path does not share with the
 //! path before: rows are best numbered in the order of their paths. No I/O, no clock.
 
 mod index;
@@ -47,8 +47,9 @@ struct Chunk<R> {
 
 #[derive(Clone, Debug, Default)]
 struct Keys {
-    /// The low bits of each number, with [`GONE`] where the row was taken out.
-    numbers: Vec<u16>,
+    /// The low bits of each number, with [`GONE`] where the row was taken out. Not kept while they count from 0 and
+    /// none is gone, as in most chunks.
+    numbers: Option<Vec<u16>>,
     contents: Vec<ContentHash>,
     paths: Paths,
     gone: usize,
@@ -92,14 +93,7 @@ impl<R: Copy> Table<R> {
     /// All rows in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_, R>> {
         self.chunks.iter().zip(0u32..).flat_map(|(chunk, number)| {
-            chunk.keys.numbers.iter().enumerate().filter(|(_, low)| **low & GONE == 0).map(
-                move |(position, low)| Entry {
-                    number: number << CHUNK_BITS | u32::from(*low),
-                    keys: &chunk.keys,
-                    position,
-                    row: &chunk.rows[position],
-                },
-            )
+            (0..chunk.rows.len()).filter_map(move |position| chunk.entry(number, position))
         })
     }
 
@@ -108,10 +102,8 @@ impl<R: Copy> Table<R> {
     pub fn for_each_path<'a>(&'a self, mut each: impl FnMut(Entry<'a, R>, &str)) {
         for (chunk, number) in self.chunks.iter().zip(0u32..) {
             chunk.keys.paths.for_each(|position, path| {
-                let low = chunk.keys.numbers[position];
-                if low & GONE == 0 {
-                    let number = number << CHUNK_BITS | u32::from(low);
-                    each(Entry { number, keys: &chunk.keys, position, row: &chunk.rows[position] }, path);
+                if let Some(entry) = chunk.entry(number, position) {
+                    each(entry, path);
                 }
             });
         }
@@ -124,8 +116,9 @@ impl<R: Copy> Table<R> {
         self.by_content.insert(content_hash(&content), number);
     }
 
-    /// Adds many rows, in a fraction of the time that one by one takes; their numbers must not be there yet.
-    pub fn extend(&mut self, rows: impl Iterator<Item = (u32, RepoPath, ContentHash, R)>) {
+    /// Adds many rows, in a fraction of the time that one by one takes; their numbers must not be there yet. Returns the
+    /// numbers of those whose content another row has too, and of few others.
+    pub fn extend(&mut self, rows: impl Iterator<Item = (u32, RepoPath, ContentHash, R)>) -> Vec<u32> {
         let (mut paths, mut contents) = (Vec::new(), Vec::new());
         for (number, path, content, row) in rows {
             self.put(number, &path, content, row);
@@ -133,7 +126,7 @@ impl<R: Copy> Table<R> {
             contents.push((content_hash(&content), number));
         }
         self.by_path.extend(paths);
-        self.by_content.extend(contents);
+        self.by_content.extend(contents)
     }
 
     /// Changes a row, path and content staying as they are; `false` when there is none.
@@ -203,11 +196,25 @@ impl<'a, R> Entry<'a, R> {
     }
 }
 
+impl<R> Chunk<R> {
+    /// The row at a position, if it is not gone; `chunk` is this chunk's number.
+    fn entry(&self, chunk: u32, position: usize) -> Option<Entry<'_, R>> {
+        let low = self.keys.low(position);
+        (low & GONE == 0).then(|| Entry {
+            number: chunk << CHUNK_BITS | u32::from(low),
+            keys: &self.keys,
+            position,
+            row: &self.rows[position],
+        })
+    }
+}
+
 impl<R: Copy> Chunk<R> {
     /// Adds a row; cheap when its number is the highest.
     fn insert(&mut self, number: u32, path: &str, content: ContentHash, row: R) {
         let low = (number & LOW_MASK) as u16;
-        if self.keys.numbers.last().is_none_or(|last| last & !GONE < low) {
+        let count = self.keys.contents.len();
+        if count == 0 || self.keys.low(count - 1) & !GONE < low {
             let keys = Arc::make_mut(&mut self.keys);
             keys.push(low, path, content);
             self.rows.push(row);
@@ -217,7 +224,7 @@ impl<R: Copy> Chunk<R> {
         let mut rows = Vec::with_capacity(self.rows.len() + 1);
         let mut new = Some(row);
         self.keys.paths.for_each(|position, old| {
-            let found = self.keys.numbers[position];
+            let found = self.keys.low(position);
             if found & !GONE > low
                 && let Some(row) = new.take()
             {
@@ -240,15 +247,15 @@ impl<R: Copy> Chunk<R> {
     fn remove(&mut self, number: u32) {
         let Some(position) = self.keys.position(number) else { return };
         let keys = Arc::make_mut(&mut self.keys);
-        keys.numbers[position] |= GONE;
+        keys.told()[position] |= GONE;
         keys.gone += 1;
-        if keys.gone * 2 <= keys.numbers.len() {
+        if keys.gone * 2 <= keys.contents.len() {
             return;
         }
         let mut left = Keys::default();
         let mut rows = Vec::new();
         self.keys.paths.for_each(|position, path| {
-            let low = self.keys.numbers[position];
+            let low = self.keys.low(position);
             if low & GONE == 0 {
                 left.push(low, path, self.keys.contents[position]);
                 rows.push(self.rows[position]);
@@ -268,7 +275,9 @@ impl<R> Default for Chunk<R> {
 
 impl Keys {
     fn push(&mut self, low: u16, path: &str, content: ContentHash) {
-        self.numbers.push(low);
+        if self.numbers.is_some() || usize::from(low) != self.contents.len() {
+            self.told().push(low);
+        }
         self.contents.push(content);
         self.paths.push(path);
         if u32::from(low) == LOW_MASK {
@@ -278,13 +287,22 @@ impl Keys {
 
     fn position(&self, number: u32) -> Option<usize> {
         let low = (number & LOW_MASK) as u16;
-        // Without gaps a row stands where its number says; otherwise it is searched.
-        let guess = usize::from(low);
-        if self.numbers.get(guess) == Some(&low) {
-            return Some(guess);
-        }
-        let position = self.numbers.binary_search_by_key(&low, |found| found & !GONE).ok()?;
-        (self.numbers[position] & GONE == 0).then_some(position)
+        let Some(numbers) = &self.numbers else {
+            return Some(usize::from(low)).filter(|&position| position < self.contents.len());
+        };
+        let position = numbers.binary_search_by_key(&low, |found| found & !GONE).ok()?;
+        (numbers[position] & GONE == 0).then_some(position)
+    }
+
+    /// The low bits of the number at a position, with [`GONE`] if it is.
+    fn low(&self, position: usize) -> u16 {
+        self.numbers.as_ref().map_or(position as u16, |numbers| numbers[position])
+    }
+
+    /// The numbers, from now on kept.
+    fn told(&mut self) -> &mut Vec<u16> {
+        let count = self.contents.len() as u16;
+        self.numbers.get_or_insert_with(|| (0..count).collect())
     }
 }
 

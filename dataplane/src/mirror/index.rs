@@ -149,10 +149,10 @@ fn write_to(database: &Database, state: &State, dirty: &Dirty) -> Result<(), red
     let transaction = database.begin_write()?;
     {
         let mut rows = transaction.open_table(ROWS)?;
-        for &number in &dirty.rows {
-            match state.stored(number) {
-                Some(row) => drop(rows.insert(number.0, encode(&row)?.as_slice())?),
-                None => drop(rows.remove(number.0)?),
+        for number in &dirty.rows {
+            match state.stored(RowNumber(number)) {
+                Some(row) => drop(rows.insert(number, encode(&row)?.as_slice())?),
+                None => drop(rows.remove(number)?),
             }
         }
         let mut links = transaction.open_table(LINKS)?;

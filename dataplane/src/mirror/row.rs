@@ -11,8 +11,8 @@ use freshet_api::manifest::ManifestFile;
 pub(super) struct Row {
     file: FileId,
     size: u64,
-    mtime: i64,
-    blob_mtime: i64,
+    mtime: Seconds,
+    blob_mtime: Seconds,
     digest: u32,
     flags: u8,
 }
@@ -33,10 +33,11 @@ impl Row {
     /// It is the first of its content, and was not always the only one.
     pub(super) const TWINS: u8 = 1 << 6;
 
-    /// As the manifest has it, neither wanted nor published nor held.
+    /// As the manifest has it, neither wanted nor published nor held, and the only one of its content.
     pub(super) fn new(file: &ManifestFile) -> Self {
-        let flags = if file.last { Self::LAST } else { 0 };
-        Self { file: file.file, size: file.size, mtime: file.mtime, blob_mtime: file.mtime, digest: 0, flags }
+        let flags = Self::CHIEF | if file.last { Self::LAST } else { 0 };
+        let mtime = Seconds::of(file.mtime);
+        Self { file: file.file, size: file.size, mtime, blob_mtime: mtime, digest: 0, flags }
     }
 
     /// Whether all of these flags are set.
@@ -71,12 +72,12 @@ impl Row {
 
     /// The manifest's modification time, seconds since the epoch.
     pub(super) fn mtime(&self) -> i64 {
-        self.mtime
+        self.mtime.get()
     }
 
     /// The blob's own on disk, seconds since the epoch: identical contents share one.
     pub(super) fn blob_mtime(&self) -> i64 {
-        self.blob_mtime
+        self.blob_mtime.get()
     }
 
     /// Of the blob's stamp.
@@ -87,19 +88,54 @@ impl Row {
     /// Takes over what a manifest may change without the content: number, time, order.
     pub(super) fn renew(&mut self, file: &ManifestFile) {
         self.file = file.file;
-        self.mtime = file.mtime;
+        self.mtime = Seconds::of(file.mtime);
         self.set(Self::LAST, file.last);
     }
 
     /// Takes over what another row of the same content knows of the blob.
     pub(super) fn share_blob(&mut self, other: &Self) {
-        self.set_blob(other.blob_mtime, other.digest);
+        (self.blob_mtime, self.digest) = (other.blob_mtime, other.digest);
         self.set(Self::HELD, other.is(Self::HELD));
         self.set(Self::TRUSTED, other.is(Self::TRUSTED));
     }
 
     /// Says what the blob is on disk.
     pub(super) fn set_blob(&mut self, mtime: i64, digest: u32) {
-        (self.blob_mtime, self.digest) = (mtime, digest);
+        (self.blob_mtime, self.digest) = (Seconds::of(mtime), digest);
+    }
+}
+
+/// Seconds since the epoch in five bytes: 17,000 years either way, and what lies beyond is taken for the nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seconds([u8; 5]);
+
+impl Seconds {
+    fn of(seconds: i64) -> Self {
+        let bytes = seconds.clamp(-(1 << 39), (1 << 39) - 1).to_le_bytes();
+        Self([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]])
+    }
+
+    fn get(self) -> i64 {
+        let [a, b, c, d, e] = self.0;
+        // Shifted up and down again, its sign fills the rest.
+        i64::from_le_bytes([0, 0, 0, a, b, c, d, e]) >> 24
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_come_back_or_are_the_nearest() {
+        for seconds in [0, 1, -1, 1_700_000_000, -5_000_000_000, (1 << 39) - 1, -(1 << 39)] {
+            assert_eq!(Seconds::of(seconds).get(), seconds);
+        }
+        assert_eq!((Seconds::of(i64::MAX).get(), Seconds::of(i64::MIN).get()), ((1 << 39) - 1, -(1 << 39)));
+    }
+
+    #[test]
+    fn a_row_is_small() {
+        assert_eq!(size_of::<Row>(), 27);
     }
 }

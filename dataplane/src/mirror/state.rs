@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use freshet_api::manifest::{Manifest, ManifestFile, RepoPath};
 use freshet_api::table::{Entry, Table};
 use freshet_api::{ContentHash, FileId};
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use super::MirrorError;
@@ -77,7 +78,8 @@ pub(super) struct State {
 /// What the index has not learnt yet.
 #[derive(Default)]
 pub(super) struct Dirty {
-    pub(super) rows: BTreeSet<RowNumber>,
+    /// [`RowNumber`]s.
+    pub(super) rows: RoaringBitmap,
     pub(super) links: BTreeSet<RepoPath>,
     /// Blobs as they are on disk now; `None` for those that are gone.
     pub(super) blobs: BTreeMap<ContentHash, Option<Stamp>>,
@@ -119,21 +121,20 @@ pub struct Want {
 impl State {
     /// Puts stored rows back; their blobs' stamps come by [`State::restore_blob`].
     pub(super) fn restore_rows(&mut self, rows: Vec<(RowNumber, StoredRow)>) {
-        let numbers: Vec<u32> = rows.iter().map(|(number, _)| number.0).collect();
-        let highest = numbers.iter().max().map_or(0, |number| number.saturating_add(1));
+        let highest = rows.iter().map(|(number, _)| number.0.saturating_add(1)).max().unwrap_or(0);
         self.next_row = self.next_row.max(highest);
         for (number, stored) in &rows {
             if let Some(retired) = stored.retired {
                 self.retired.insert(*number, retired);
             }
         }
-        self.table.extend(rows.into_iter().map(|(number, stored)| {
+        let alike = self.table.extend(rows.into_iter().map(|(number, stored)| {
             let mut row = Row::new(&stored.file);
             row.set(Row::WANTED, stored.wanted);
             row.set(Row::PUBLISHED, stored.published);
             (number.0, stored.file.path, stored.file.content, row)
         }));
-        self.settle_in(numbers.into_iter());
+        self.share(alike);
     }
 
     pub(super) fn restore_link(&mut self, path: RepoPath, link: LinkState) {
@@ -240,20 +241,28 @@ impl State {
             let what = format!("{content} is both {one} and {other} bytes long");
             Err(MirrorError::Contradiction { what })
         };
-        let mut sizes: Vec<(ContentHash, u64)> = Vec::with_capacity(manifest.files.len());
+        let mut sizes: Vec<(u64, u64)> = Vec::with_capacity(manifest.files.len());
         for file in &manifest.files {
             match self.table.with_content(&file.content).next() {
                 Some(known) if known.row().size() != file.size => {
                     return fail(&file.content, known.row().size(), file.size);
                 }
                 Some(_) => {}
-                None => sizes.push((file.content, file.size)),
+                None => sizes.push((beginning(&file.content), file.size)),
             }
         }
+        // The beginnings of the hashes tell almost all of them apart.
         sizes.sort_unstable();
-        for pair in sizes.windows(2) {
-            if pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1 {
-                return fail(&pair[0].0, pair[0].1, pair[1].1);
+        let odd = sizes.windows(2).filter(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1);
+        let odd: HashSet<u64> = odd.map(|pair| pair[0].0).collect();
+        if odd.is_empty() {
+            return Ok(());
+        }
+        let mut exact: HashMap<ContentHash, u64> = HashMap::new();
+        for file in manifest.files.iter().filter(|file| odd.contains(&beginning(&file.content))) {
+            let size = *exact.entry(file.content).or_insert(file.size);
+            if size != file.size {
+                return fail(&file.content, size, file.size);
             }
         }
         Ok(())
@@ -262,16 +271,19 @@ impl State {
     /// Makes all files of a manifest wanted. Those of new paths go into the table together.
     fn want_all(&mut self, manifest: &Manifest, now: i64) {
         let mut new: Vec<ManifestFile> = Vec::new();
+        // Into an empty table paths in their order go without a look whether they are there.
+        let mut empty = self.table.is_empty();
         for file in &manifest.files {
             let follows = new.last().is_none_or(|before| before.path < file.path);
             if !follows || new.len() == ADDED_MAX {
                 // What is not in the order of paths may be among the new ones.
+                empty &= follows;
                 self.add(std::mem::take(&mut new));
             }
             if self.links.get(&file.path).is_some_and(|link| link.wanted.is_some()) {
                 self.want_link(file.path.clone(), None);
             }
-            if self.table.at(file.path.as_str()).next().is_some() {
+            if !empty && self.table.at(file.path.as_str()).next().is_some() {
                 self.want(&file, now);
             } else {
                 new.push(file);
@@ -303,7 +315,7 @@ impl State {
         self.renew(number, file);
         self.table.change(number.0, |row| row.set(Row::WANTED, true));
         self.retired.remove(&number);
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         self.announce_row(number);
     }
 
@@ -320,27 +332,27 @@ impl State {
     fn add(&mut self, files: Vec<ManifestFile>) {
         let first = self.next_row;
         self.next_row += files.len() as u32;
-        self.table.extend(files.into_iter().zip(first..).map(|(file, number)| {
+        let alike = self.table.extend(files.into_iter().zip(first..).map(|(file, number)| {
             let mut row = Row::new(&file);
             row.set(Row::WANTED, true);
             (number, file.path, file.content, row)
         }));
-        self.settle_in(first..self.next_row);
-        self.dirty.rows.extend((first..self.next_row).map(RowNumber));
-        (first..self.next_row).for_each(|number| self.announce_row(RowNumber(number)));
+        self.share(alike);
+        self.dirty.rows.insert_range(first..self.next_row);
     }
 
-    /// What rows that were just added must know of their content.
-    fn settle_in(&mut self, numbers: impl Iterator<Item = u32>) {
-        for number in numbers {
+    /// Tells rows that were just added what is known of their content, if it is another row's too.
+    fn share(&mut self, alike: Vec<u32>) {
+        for number in alike {
             let Some(entry) = self.table.get(number) else { continue };
             let Some(first) = self.table.with_content(entry.content()).next() else { continue };
             let (chief, known) = (first.number(), *first.row());
-            if chief == number {
-                self.table.change(number, |row| row.set(Row::CHIEF, true));
-            } else {
+            if chief != number {
                 self.table.change(chief, |row| row.set(Row::TWINS, true));
-                self.table.change(number, |row| row.share_blob(&known));
+                self.table.change(number, |row| {
+                    row.set(Row::CHIEF, false);
+                    row.share_blob(&known);
+                });
             }
         }
     }
@@ -350,7 +362,7 @@ impl State {
         let Some(row) = self.table.get(number.0).map(|entry| *entry.row()) else { return };
         self.table.change(number.0, |row| row.set(Row::WANTED, false));
         self.held_changes.push((row.file(), false));
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         self.settle(number, now);
     }
 
@@ -361,7 +373,7 @@ impl State {
             return;
         }
         self.retired.insert(number, now);
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         if !row.is(Row::HELD) {
             self.drop_row(number);
         }
@@ -374,7 +386,7 @@ impl State {
         };
         self.table.remove(number.0);
         self.retired.remove(&number);
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         let next = self.table.with_content(&content).next().map(|next| next.number());
         match next {
             Some(next) if row.is(Row::CHIEF) => {
@@ -561,14 +573,14 @@ impl State {
         let before = self.published_at(path.as_str()).map(|(before, _)| before);
         self.table.change(number.0, |row| row.set(Row::PUBLISHED, true));
         self.retired.remove(&number);
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         if let Some(link) = self.links.get_mut(&path) {
             link.published = None;
             self.dirty.links.insert(path);
         }
         if let Some(before) = before.filter(|&before| before != number) {
             self.table.change(before.0, |row| row.set(Row::PUBLISHED, false));
-            self.dirty.rows.insert(before);
+            self.dirty.rows.insert(before.0);
             self.settle(before, now);
         }
         self.announce_row(number);
@@ -581,7 +593,7 @@ impl State {
             return;
         }
         self.table.change(number.0, |row| row.set(Row::PUBLISHED, false));
-        self.dirty.rows.insert(number);
+        self.dirty.rows.insert(number.0);
         self.held_changes.push((row.file(), false));
         self.settle(number, now);
     }
@@ -714,7 +726,7 @@ impl State {
 
     /// Puts back what could not be written.
     pub(super) fn still_dirty(&mut self, dirty: Dirty) {
-        self.dirty.rows.extend(dirty.rows);
+        self.dirty.rows |= dirty.rows;
         self.dirty.links.extend(dirty.links);
         for (content, stamp) in dirty.blobs {
             self.dirty.blobs.entry(content).or_insert(stamp);
@@ -800,6 +812,12 @@ impl State {
 /// Whether a row is this content, its path being the file's.
 fn is_version(entry: &Entry<'_, Row>, file: &ManifestFile) -> bool {
     *entry.content() == file.content && entry.row().size() == file.size
+}
+
+fn beginning(content: &ContentHash) -> u64 {
+    let mut beginning = [0; 8];
+    beginning.copy_from_slice(&content.0[..8]);
+    u64::from_le_bytes(beginning)
 }
 
 /// Rows that are put into the table at once.
