@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use freshet_api::admin::{OperatorCredentials, StatusView};
+use freshet_api::admin::{OperatorCredentials, PublishView, StatusView};
 
 use super::api::Api;
 use crate::serve::client;
@@ -77,7 +77,7 @@ impl Origin {
             // The files are small; customers are to be sent elsewhere for them all the same.
             .args(["--direct-below", "0"])
             // Heartbeats come when the measurement sends them; nobody is lost meanwhile.
-            .args(["--heartbeat-ms", "60000", "--changed-window-secs", "0"])
+            .args(["--heartbeat-ms", "60000", "--changed-window-secs", "0", "--rescan-secs", "604800"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -137,6 +137,15 @@ impl Origin {
             );
             std::thread::sleep(Duration::from_millis(500));
         }
+        // What is known from the last run is walked all the same: the measurement must not share a core with that.
+        let token = Some(&self.credentials.token);
+        let mut walk: PublishView = api.post("/v1/admin/publish", token, &())?;
+        while !walk.done {
+            ensure!(Instant::now() < deadline, "the walk over the repository did not end");
+            std::thread::sleep(Duration::from_millis(500));
+            walk = api.get(&format!("/v1/admin/publish/{}", walk.walk), token)?;
+        }
+        Ok(())
     }
 }
 
