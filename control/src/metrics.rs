@@ -15,7 +15,30 @@ impl Api {
         self.whole(&mut scrape);
         let nodes = self.node_views();
         volunteers(&mut scrape, &nodes[..nodes.len().min(VOLUNTEERS_MAX)]);
+        self.shares(&mut scrape);
         scrape
+    }
+
+    /// How the steward shares volunteers' rates between customers and mirrors.
+    fn shares(&self, scrape: &mut Scrape) {
+        let shares = self.parts().steward.view();
+        let shares = &shares[..shares.len().min(VOLUNTEERS_MAX)];
+        scrape.gauges(
+            "freshet_volunteer_delivery_share",
+            "Customers' part of what it sends while mirrors want it too, 0 to 1",
+            shares
+                .iter()
+                .map(|share| (label("volunteer", &share.name), f64::from(share.delivery_percent) / 100.0)),
+        );
+        let late = shares.iter().flat_map(|share| {
+            let of = |class: &str| with(label("volunteer", &share.name), "class", class);
+            [(of("delivery"), share.delivery_lateness), (of("sync"), share.sync_lateness)]
+        });
+        scrape.gauges(
+            "freshet_volunteer_lateness",
+            "How late a class is expected to be, relative to its target: above 1 is later than wanted",
+            late,
+        );
     }
 
     fn whole(&self, scrape: &mut Scrape) {
@@ -30,12 +53,13 @@ impl Api {
             ("redirect", door.redirects),
             ("direct", door.direct),
             ("fallback", door.fallback),
+            ("put_off", door.put_off),
             ("not_found", door.not_found),
         ];
         scrape.counters(
             "freshet_front_door_answers",
             "Answers to customers: sent to a volunteer, served because small or metadata, served for want of a \
-             volunteer, not in the catalogue",
+             volunteer, told to come back later, not in the catalogue",
             outcomes.map(|(outcome, count)| (label("outcome", outcome), count)),
         );
         scrape.counter(

@@ -27,13 +27,13 @@ pub struct CommandLine {
 enum Verb {
     /// Serve a directory as a stand-alone static server
     #[command(after_help = EXIT_STATUS_HELP)]
-    Serve(ServeOptions),
+    Serve(Box<ServeOptions>),
     /// Make this host a volunteer, with the string that `ctl node add NAME` printed at the origin
     #[command(after_help = EXIT_STATUS_HELP)]
     Join(JoinOptions),
     /// Run as a volunteer: keep the mirror current and serve the customers whom the front door sends
     #[command(after_help = EXIT_STATUS_HELP)]
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Remove what a volunteer that was killed left in the kernel: counters, their attachments, its queues
     #[command(after_help = EXIT_STATUS_HELP)]
     Cleanup(CleanupOptions),

@@ -1,7 +1,9 @@
 //! `cargo xtask dist`: the Debian packages of origin, volunteer and operator, into `target/debian`.
 //!
 //! It builds the release programs, has each write its own manual pages and completions, and lets `cargo deb` put them
-//! together with what stands in `control/packaging` and `dataplane/packaging`. It installs nothing.
+//! together with what stands in `control/packaging` and `dataplane/packaging`. On this host it installs nothing.
+
+mod clean_root;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +18,9 @@ pub(crate) struct Arguments {
     /// Uses the release programs that are there, without building them.
     #[arg(long)]
     no_build: bool,
+    /// Installs them on a clean Debian root and purges them again (needs root and debootstrap).
+    #[arg(long)]
+    check: bool,
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
@@ -40,10 +45,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     {
         packages.push(make(workspace, package, variant)?);
     }
-    for package in packages {
+    for package in &packages {
         println!("{}", package.display());
     }
-    Ok(())
+    if arguments.check { clean_root::check(&packages) } else { Ok(()) }
 }
 
 /// The program's own manual pages and completions, below `made`.

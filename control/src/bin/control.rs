@@ -26,7 +26,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a repository: customers are redirected to volunteers, or served
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Manual pages, one for each verb, written into a directory
     #[command(hide = true)]
     Man {

@@ -5,9 +5,12 @@ use maud::{Markup, html};
 
 use crate::flow::{Instant, MARK_EVERY};
 
+/// A class for the style, words for the legend, and what is drawn.
+type Series<'a> = (&'a str, &'a str, fn(&Instant) -> u64);
+
 /// The drawing, with a legend in words.
 pub(super) fn of(hour: &[Instant]) -> Markup {
-    let series: [(&str, &str, fn(&Instant) -> u64); 3] = [
+    let series: [Series<'_>; 3] = [
         ("delivery", "volunteers deliver", |at| at.volunteers.delivery.sent.0),
         ("sync", "volunteers copy", |at| at.volunteers.sync.received.0),
         ("origin", "origin sends", |at| at.origin.0.saturating_add(at.origin_sync.0)),

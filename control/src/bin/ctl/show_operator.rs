@@ -359,7 +359,7 @@ mod tests {
             })
             .unwrap(),
             serde_json::to_value(FilesView {
-                files: vec![FileLine { path: path.clone(), size: 0, mtime: 0, holders: 0 }],
+                files: vec![FileLine { path, size: 0, mtime: 0, holders: 0 }],
                 matching: 1,
             })
             .unwrap(),
