@@ -36,8 +36,8 @@ pub struct Weight {
 /// # Errors
 /// When the manifest cannot be read, is none, or this process's memory cannot be asked for.
 pub fn weigh(read: impl FnOnce() -> io::Result<Vec<u8>>) -> io::Result<Weight> {
-    let manifest = Manifest::decode(&read()?).map_err(io::Error::other)?;
     let before = resident()?;
+    let manifest = Manifest::decode(&read()?).map_err(io::Error::other)?;
     let mut snapshot = Snapshot::empty(1);
     let mut fill = Duration::ZERO;
     let mut files = manifest.files.iter().peekable();
@@ -50,6 +50,7 @@ pub fn weigh(read: impl FnOnce() -> io::Result<Vec<u8>>) -> io::Result<Weight> {
     let started = Instant::now();
     snapshot.shrink();
     fill += started.elapsed();
+    drop(manifest);
     let resident = resident()?.saturating_sub(before);
     let find_nanos = look_up(&snapshot);
     let change_micros = change(&mut snapshot);
