@@ -180,7 +180,6 @@ impl Control {
         let steward = Steward::new(StewardRooms {
             desk: Arc::clone(&balance),
             registry: Arc::clone(&registry),
-            tracker: Arc::clone(&tracker),
             routing: Arc::clone(&routing),
             reservations: Arc::clone(&reservations),
             front_door: Arc::clone(&front_door),

@@ -27,7 +27,6 @@ use crate::clock::epoch_secs;
 use crate::private_file;
 use crate::routing::RoutingTable;
 use crate::swarm::collection;
-use crate::tracker::Tracker;
 
 /// Who is told to hold what.
 #[derive(Debug)]
@@ -177,7 +176,6 @@ impl Planner {
         table: &RoutingTable,
         balance: &Balance,
         demand: &HashMap<FileId, f64>,
-        tracker: &dyn Tracker,
         catalog: &Snapshot,
         now: Moment,
     ) {
@@ -188,11 +186,10 @@ impl Planner {
         state.planned = Some(now);
         let now_secs = epoch_secs(std::time::SystemTime::now());
         state.kept.expected.retain(|expectation| expectation.until > now_secs);
-        let offers: Vec<(Offering, HoldOffer)> = table
+        let offers: Vec<(Offering, Arc<HoldOffer>)> = table
             .routes()
             .filter_map(|route| {
-                let session = tracker.session(route.node, now)?;
-                let offer = session.heartbeat.sync.offer.clone()?;
+                let offer = route.offer.clone()?;
                 let here = !matches!(route.standing, Standing::Dead | Standing::Untrusted);
                 let name = route.name.as_str().to_owned();
                 Some((Offering { node: route.node, name, here, rate: route.rate }, offer))
@@ -240,7 +237,7 @@ impl State {
     /// Plans, and says whether anybody is told something else than before.
     fn plan(
         &mut self,
-        offers: &[(Offering, HoldOffer)],
+        offers: &[(Offering, Arc<HoldOffer>)],
         balance: &Balance,
         demand: &HashMap<FileId, f64>,
         catalog: &Snapshot,

@@ -24,7 +24,6 @@ use crate::front_door::FrontDoor;
 use crate::registry::Registry;
 use crate::routing::{Route, Routing, RoutingTable};
 use crate::swarm::Swarm;
-use crate::tracker::{Session, Tracker};
 
 /// The rooms that it looks into.
 pub struct StewardRooms {
@@ -32,8 +31,6 @@ pub struct StewardRooms {
     pub desk: Arc<Desk>,
     /// Who may take part.
     pub registry: Arc<dyn Registry>,
-    /// Where everybody stands.
-    pub tracker: Arc<dyn Tracker>,
     /// What the front door sees.
     pub routing: Arc<Routing>,
     /// What was promised to customers.
@@ -143,7 +140,7 @@ impl Steward {
         let origin = rules.balance.origin_rate.map_or(0, |rate| rate.0);
         rooms.front_door.set_drain(BytesPerSec(volunteers.saturating_add(origin)));
         self.share(&table, &rules.balance, &demand, now);
-        rooms.planner.look(&table, &rules.balance, &demand, &*rooms.tracker, &rooms.catalog.load(), now);
+        rooms.planner.look(&table, &rules.balance, &demand, &rooms.catalog.load(), now);
     }
 
     fn share(&self, table: &RoutingTable, balance: &Balance, demand: &HashMap<FileId, f64>, now: Moment) {
@@ -156,18 +153,20 @@ impl Steward {
             self.shares.store(Arc::default());
             return;
         }
-        let mut live: Vec<(&Route, Session)> = Vec::new();
-        for route in table.routes().filter(|route| is_live(route)) {
-            live.extend(self.rooms.tracker.session(route.node, now).map(|session| (route, session)));
+        let lack = self.lack(table, demand, &mut laws.behind, now);
+        if lack.bytes == 0 && balance.arbiter == ArbiterRule::EqualLateness {
+            // Nothing to share; with many volunteers that is worth not working out.
+            laws.by_node.clear();
+            self.shares.store(Arc::default());
+            return;
         }
-        let lack = self.lack(table, &live, demand, &mut laws.behind, now);
         let targets = Targets {
             customer_wait: balance.customer_wait(),
             sync: Duration::from_secs(balance.sync_wait_secs),
         };
-        let mut shares = HashMap::with_capacity(live.len());
-        for (route, session) in &live {
-            let can_send = session.heartbeat.sync_url.is_some() && route.rate.0 > 0;
+        let mut shares = HashMap::new();
+        for route in table.routes().filter(|route| is_live(route)) {
+            let can_send = route.mirror.sends && route.rate.0 > 0;
             let part = if can_send { route.rate.0 as f64 / lack.senders.max(1) as f64 } else { 0.0 };
             let work = Work {
                 uplink: route.rate,
@@ -188,7 +187,6 @@ impl Steward {
     fn lack(
         &self,
         table: &RoutingTable,
-        live: &[(&Route, Session)],
         demand: &HashMap<FileId, f64>,
         behind: &mut HashMap<NodeId, Moment>,
         now: Moment,
@@ -196,15 +194,15 @@ impl Steward {
         let released = self.rooms.swarm.release().load().sequence;
         let mut lack = Lack { urgency: 1.0, ..Lack::default() };
         let mut still = HashMap::new();
-        for (route, session) in live {
-            let sync = &session.heartbeat.sync;
-            if session.heartbeat.sync_url.is_some() {
+        for route in table.routes().filter(|route| is_live(route)) {
+            let mirror = route.mirror;
+            if mirror.sends {
                 lack.senders = lack.senders.saturating_add(route.rate.0);
             }
-            if sync.bytes_missing > 0 || sync.complete < released {
+            if mirror.missing > 0 || mirror.complete < released {
                 let since = behind.get(&route.node).copied().unwrap_or(now);
                 still.insert(route.node, since);
-                lack.bytes = lack.bytes.saturating_add(sync.bytes_missing);
+                lack.bytes = lack.bytes.saturating_add(mirror.missing);
                 lack.age = lack.age.max(now.since(since));
             }
         }

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use self::holders::HolderBook;
 pub use self::holders::{FileHolders, HolderIndex};
-pub use self::route::{DELIVERY_URL_BYTES_MAX, DeliveryTarget, Route};
+pub use self::route::{DELIVERY_URL_BYTES_MAX, DeliveryTarget, MirrorState, Route};
 use crate::balance::{Desk, NetworkMap};
 use crate::clock::Clock;
 use crate::registry::{Nodes, Registry};
@@ -330,6 +330,8 @@ pub(crate) mod testing {
             weight: 1,
             whereabouts: Whereabouts::default(),
             holdings: Arc::default(),
+            mirror: MirrorState::default(),
+            offer: None,
         });
         RoutingTable::of(routes)
     }

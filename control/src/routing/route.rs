@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use freshet_api::admin::NodeState;
-use freshet_api::heartbeat::{BudgetReport, Heartbeat, Readiness};
+use freshet_api::heartbeat::{BudgetReport, Heartbeat, HoldOffer, Readiness};
 use freshet_api::ticket::Sealer;
 use freshet_api::{Bytes, BytesPerSec, NodeId, TicketKey};
 use freshet_policy::Moment;
@@ -59,6 +59,21 @@ pub struct Route {
     pub whereabouts: Whereabouts,
     /// What it holds.
     pub holdings: Arc<RoaringBitmap>,
+    /// How far its mirror is.
+    pub mirror: MirrorState,
+    /// What its owner leaves to control, if he does.
+    pub offer: Option<Arc<HoldOffer>>,
+}
+
+/// How far a mirror is, as the balance needs it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MirrorState {
+    /// The state that it has completely.
+    pub complete: u64,
+    /// Bytes that it lacks.
+    pub missing: u64,
+    /// Whether others can fetch from it.
+    pub sends: bool,
 }
 
 impl Route {
@@ -78,6 +93,7 @@ impl Route {
         let sealer = same_key.map(|before| Arc::clone(&before.sealer));
         let sealer = sealer.unwrap_or_else(|| Arc::new(membership.ticket_key.sealer()));
         let (budget, budget_price) = (room(budget), price(budget));
+        let heartbeat = session.as_ref().map(|session| &*session.heartbeat);
         let load = session.as_ref().map_or(0.0, |s| s.delivery_rate.0 as f32 / s.capacity.0.max(1) as f32);
         Some(Self {
             node: node.id,
@@ -103,7 +119,13 @@ impl Route {
                 .as_ref()
                 .and_then(|target| target.address)
                 .map_or_else(Whereabouts::default, locate),
-            holdings: session.map(|session| session.holdings).unwrap_or_default(),
+            mirror: heartbeat.map_or_else(MirrorState::default, |heartbeat| MirrorState {
+                complete: heartbeat.sync.complete,
+                missing: heartbeat.sync.bytes_missing,
+                sends: heartbeat.sync_url.is_some(),
+            }),
+            offer: heartbeat.and_then(|heartbeat| heartbeat.sync.offer.clone()).map(Arc::new),
+            holdings: session.as_ref().map(|session| Arc::clone(&session.holdings)).unwrap_or_default(),
         })
     }
 }

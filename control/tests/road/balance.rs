@@ -133,9 +133,18 @@ async fn volunteers_are_told_how_to_share_their_rate() {
     assert!((share.delivery_percent - 80.0).abs() < 0.1 && share.rate == BytesPerSec(1_000_000), "{share:?}");
     set(&operator, "arbiter", "off").await;
     told(&mut south, None).await;
-    // Nothing to send for anybody: a half each.
+    // A mirror is behind and nobody waits for a download: nearly all for the mirrors.
     set(&operator, "arbiter", "equal-lateness").await;
-    told(&mut south, Some(500)).await;
+    south.next.sync_url = Some("http://192.0.2.1:8081".into());
+    south.next.sync.bytes_missing = 10_000_000_000;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while south.beat().await.delivery_permille.is_none_or(|permille| permille > 200) {
+        assert!(std::time::Instant::now() < deadline, "sync has work and is given nothing");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    // Nothing is to be shared any more.
+    south.next.sync.bytes_missing = 0;
+    told(&mut south, None).await;
 }
 
 async fn told(volunteer: &mut crate::stage::Volunteer, expected: Option<u16>) {
