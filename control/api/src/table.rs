@@ -32,6 +32,8 @@ pub struct Table<R> {
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a, R> {
     number: u32,
+    /// Its path, if it was found by that.
+    asked: Option<&'a str>,
     keys: &'a Keys,
     position: usize,
     row: &'a R,
@@ -75,13 +77,17 @@ impl<R: Copy> Table<R> {
     pub fn get(&self, number: u32) -> Option<Entry<'_, R>> {
         let chunk = self.chunks.get((number >> CHUNK_BITS) as usize)?;
         let position = chunk.keys.position(number)?;
-        Some(Entry { number, keys: &chunk.keys, position, row: &chunk.rows[position] })
+        Some(Entry { number, asked: None, keys: &chunk.keys, position, row: &chunk.rows[position] })
     }
 
     /// All rows with exactly this path, lowest number first.
     pub fn at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = Entry<'a, R>> {
         let candidates = self.by_path.candidates(path_hash(path));
-        candidates.filter_map(|number| self.get(number)).filter(move |entry| entry.is_at(path))
+        candidates.filter_map(move |number| {
+            self.get(number)
+                .filter(|entry| entry.is_at(path))
+                .map(|entry| Entry { asked: Some(path), ..entry })
+        })
     }
 
     /// All rows with this content, lowest number first.
@@ -190,7 +196,10 @@ impl<'a, R> Entry<'a, R> {
 
     /// Its path.
     pub fn path(&self) -> RepoPath {
-        let mut path = Vec::new();
+        if let Some(path) = self.asked {
+            return RepoPath::known(path);
+        }
+        let mut path = Vec::with_capacity(PATH_BYTES_USUAL);
         self.keys.paths.read(self.position, &mut path);
         RepoPath::known(&String::from_utf8(path).expect("a path went in as text"))
     }
@@ -202,6 +211,7 @@ impl<R> Chunk<R> {
         let low = self.keys.low(position);
         (low & GONE == 0).then(|| Entry {
             number: chunk << CHUNK_BITS | u32::from(low),
+            asked: None,
             keys: &self.keys,
             position,
             row: &self.rows[position],
@@ -323,6 +333,8 @@ fn content_hash(content: &ContentHash) -> u64 {
 const CHUNK_BITS: u32 = 9;
 const LOW_MASK: u32 = (1 << CHUNK_BITS) - 1;
 const GONE: u16 = 1 << 15;
+
+const PATH_BYTES_USUAL: usize = 128;
 
 #[cfg(test)]
 mod tests {
