@@ -17,11 +17,11 @@ pub(super) struct Content {
 
 impl Content {
     /// Lays out at most `bytes` of packages in `root`.
-    pub(super) fn gather(root: &Path, bytes: u64) -> Result<Self> {
+    pub(super) fn gather(root: &Path, selection: Selection, bytes: u64) -> Result<Self> {
         let programs = std::env::current_exe()?;
         let target = programs.ancestors().nth(2).context("expected this program in a target directory")?;
         let cache = target.join("freshet/repositories");
-        let made = Repository::make(&cache, Selection::Full, &mut |step| eprintln!("{step}"))?;
+        let made = Repository::make(&cache, selection, &mut |step| eprintln!("{step}"))?;
         let mut left = bytes;
         let mut files = made.files()?;
         files.retain(|file| {
@@ -44,6 +44,11 @@ impl Content {
             Kind::Generated { why } => format!("generated files ({why})"),
         };
         format!("release: {} files, {:.1} MB of {what}", self.files.len(), self.bytes as f64 / 1e6)
+    }
+
+    /// Whether they are packages, and not only files as large.
+    pub(super) fn is_real(&self) -> bool {
+        matches!(self.kind, Kind::Packages { .. })
     }
 
     /// Another tree of the same files, hard-linked.

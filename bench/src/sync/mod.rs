@@ -7,9 +7,11 @@
 //! 2006), for links that carry headers too.
 
 mod content;
+mod liar;
 mod links;
 mod report;
 mod rsync;
+mod scenario;
 mod swarm;
 mod torrent;
 mod usage;
@@ -18,11 +20,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use freshet_testbed::repository::Selection;
 use freshet_testbed::{Cancel, Host, Testbed};
 
 use self::content::Content;
 use self::links::Links;
 use self::report::{Outcome, Report};
+use self::swarm::Lies;
 use crate::ground;
 
 /// Options of `bench sync`.
@@ -49,6 +53,14 @@ pub(crate) struct Arguments {
     /// How often.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Also measures the swarm with this share of the mirrors sending wrong pieces, at least one, and one that slanders
+    /// everybody: once with liars that are caught, and once with sly ones, which send control the truth.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    liars: Option<f64>,
+    /// Instead of contenders: what small changes of a repository cost, one after the other, such as a hundredth of the
+    /// files touched, everything renamed, a changed index, an installer image (needs xorriso).
+    #[arg(long)]
+    changes: bool,
     /// Copies of a release that the origin may send to save time (control's `--origin-copies`).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     origin_copies: Option<u32>,
@@ -73,6 +85,19 @@ pub(crate) enum Contender {
     Rsync,
     /// aria2 seeding at the origin and one on each mirror, with a tracker at the origin.
     Torrent,
+    /// Freshet with mirrors that send wrong pieces, and one that slanders.
+    Liars,
+    /// The same, where the liars send control itself what is right.
+    SlyLiars,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "expected a number such as 0.1".to_owned())?;
+    if share > 0.0 && share <= 0.5 {
+        Ok(share)
+    } else {
+        Err("expected more than 0 and at most 0.5".to_owned())
+    }
 }
 
 /// What each contender is given.
@@ -107,11 +132,20 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
         arguments.mbit,
     );
     let scratch = tempfile::Builder::new().prefix("freshet-sync-").tempdir()?;
-    let content = Content::gather(&scratch.path().join("release"), arguments.megabytes * 1_000_000)?;
+    if arguments.changes {
+        return scenario::run(arguments, &programs, &links, scratch.path(), cancel);
+    }
+    let content =
+        Content::gather(&scratch.path().join("release"), Selection::Full, arguments.megabytes * 1_000_000)?;
     eprintln!("{}", content.describe());
     let mut report = Report::new(&links, &content);
+    let mut contenders = arguments.contenders.clone();
+    if arguments.liars.is_some() {
+        contenders.extend([Contender::Liars, Contender::SlyLiars]);
+    }
+    let liars = (links.mirrors.len() as f64 * arguments.liars.unwrap_or(LIARS)).round().max(1.0) as usize;
     for round in 1..=arguments.rounds {
-        for &contender in &arguments.contenders {
+        for &contender in &contenders {
             eprintln!("round {round}: {contender:?}, {} mirrors", links.mirrors.len());
             let testbed = ground::namespaces(cancel, NEEDED)?;
             let directory = scratch.path().join(format!("{contender:?}-{round}"));
@@ -126,7 +160,9 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
                 timeout: Duration::from_secs(arguments.timeout),
             };
             let outcome = match contender {
-                Contender::Swarm => swarm::measure(&course)?,
+                Contender::Swarm => swarm::measure(&course, None)?,
+                Contender::Liars => swarm::measure(&course, Some(Lies { liars, sly: false }))?,
+                Contender::SlyLiars => swarm::measure(&course, Some(Lies { liars, sly: true }))?,
                 Contender::Rsync => rsync::measure(&course)?,
                 Contender::Torrent => torrent::measure(&course)?,
             };
@@ -196,8 +232,11 @@ fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: Option<f64>, prepare
         mirror_sent: mirrors.iter().map(|passed| passed.sent).collect(),
         cpu_secs,
         finished,
+        lied: None,
     }
 }
 
+/// The share of liars unless another is asked for.
+const LIARS: f64 = 0.1;
 /// Why this can't be done on loopback.
 const NEEDED: &str = "links with rates need";

@@ -1,5 +1,6 @@
 //! What `bench sync` found, as a table, as JSON and as a plot; it measures nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
@@ -45,13 +46,43 @@ pub(super) struct Outcome {
     pub(super) cpu_secs: Option<f64>,
     /// Per mirror.
     pub(super) finished: Vec<f64>,
+    /// What became of those that lied, where some did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lied: Option<Lied>,
+}
+
+/// Volunteers that sent wrong pieces, and what came of it. No honest one was banned, or had or gave a wrong byte:
+/// otherwise there would be no figures.
+#[derive(Debug, Serialize)]
+pub(super) struct Lied {
+    pub(super) liars: usize,
+    /// Whether they told control the truth.
+    pub(super) sly: bool,
+    /// Pieces that were changed on their way from a liar, to whomever.
+    pub(super) spoiled_pieces: u64,
+    /// Those of them that honest mirrors complained of, and dropped.
+    pub(super) wrong_pieces: u64,
+    /// Who is banned, and for what.
+    pub(super) banned: BTreeMap<String, String>,
 }
 
 impl Outcome {
     pub(super) fn line(&self, contender: Contender) -> String {
         let cpu = self.cpu_secs.map_or_else(String::new, |seconds| format!(", CPU {seconds:.1} s"));
+        let lied = self.lied.as_ref().map_or_else(String::new, |lied| {
+            let banned: Vec<String> =
+                lied.banned.iter().map(|(name, why)| format!("\n  {name} {why}")).collect();
+            format!(
+                "; {} liars sent {} wrong pieces, {} to honest mirrors; {} of them banned, nobody else{}",
+                lied.liars,
+                lied.spoiled_pieces,
+                lied.wrong_pieces,
+                lied.banned.len(),
+                banned.concat()
+            )
+        });
         format!(
-            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB{cpu}",
+            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB{cpu}{lied}",
             self.last_secs,
             self.origin_bytes as f64 / 1e6,
         )
@@ -120,9 +151,20 @@ impl Report {
             (Some(low), Some(high)) if low != high => format!("{low}-{high}"),
             (low, _) => low.map_or_else(String::new, u64::to_string),
         };
+        let median = |contender: Contender| {
+            let values = self.rows.iter().filter(|row| row.contender == contender);
+            Spread::of(values.map(|row| row.outcome.last_secs)).map(|spread| spread.median)
+        };
+        let mut against = String::new();
+        for contender in [Contender::Liars, Contender::SlyLiars] {
+            if let (Some(lied), Some(honest)) = (median(contender), median(Contender::Swarm)) {
+                let name = format!("{contender:?}").to_lowercase();
+                against.push_str(&format!("{name}: {:.2} times as long as without\n", lied / honest));
+            }
+        }
         format!(
             "{} mirrors at {rates} Mbit/s, origin at {} Mbit/s, F = {:.1} MB in {} files; bound {:.2} s\n\
-             median (quartiles); bytes by the kernel's counters, with headers\n\n{}\n\n",
+             median (quartiles); bytes by the kernel's counters, with headers\n\n{}\n\n{against}",
             self.links.mirrors.len(),
             self.links.origin,
             release / 1e6,

@@ -25,6 +25,8 @@ pub enum Selection {
     Full,
     /// About ten MB: a dozen packages. For tests.
     Small,
+    /// Some tens of MB: at least three hundred small packages, as an installer's image has them.
+    Many,
 }
 
 /// What a repository consists of.
@@ -144,6 +146,7 @@ impl Selection {
         match self {
             Selection::Full => "full",
             Selection::Small => "small",
+            Selection::Many => "many",
         }
     }
 }

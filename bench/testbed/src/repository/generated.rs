@@ -12,10 +12,12 @@ pub(super) fn fill(root: &Path, selection: Selection) -> Result<(), Error> {
     let (files, large) = match selection {
         Selection::Full => (64, 6),
         Selection::Small => (12, 2),
+        Selection::Many => (320, 0),
     };
     for number in 0..files {
-        // Every size from 4 KiB to 4 MiB turns up equally often on a logarithmic scale.
-        let size = (4096_u64 << (number % 11)) + 37 * number;
+        // Every size from 4 KiB to 4 MiB turns up equally often on a logarithmic scale; of many small ones to 256 KiB.
+        let sizes = if selection == Selection::Many { 7 } else { 11 };
+        let size = (4096_u64 << (number % sizes)) + 37 * number;
         write(root, &format!("pool/g{:02}/generated-{number}_1.0_all.bin", number % 7), number, size)?;
     }
     for number in 0..large {

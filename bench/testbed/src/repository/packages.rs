@@ -21,6 +21,7 @@ pub(super) fn download(
     let (names, enough) = match selection {
         Selection::Full => (FULL, FULL_ENOUGH),
         Selection::Small => (SMALL, SMALL_ENOUGH),
+        Selection::Many => return many(cache, progress),
     };
     let debs = cache.join("debs");
     fs::create_dir_all(&debs).map_err(Error::io(format!("making {}", debs.display())))?;
@@ -61,6 +62,57 @@ pub(super) fn download(
         return Err(Error::Repository { why });
     }
     Ok(held)
+}
+
+/// Some hundred small ones, whichever the lists offer, the same each time for the same lists.
+fn many(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Vec<PathBuf>, Error> {
+    let debs = cache.join("debs-many");
+    fs::create_dir_all(&debs).map_err(Error::io(format!("making {}", debs.display())))?;
+    let mut options = options();
+    let mut names = small_ones(&debs, &options)?;
+    if names.len() < MANY_ENOUGH {
+        progress("fetching package lists");
+        options.extend(own_lists(cache)?);
+        let update: Vec<&str> = options.iter().map(String::as_str).chain(["update"]).collect();
+        tool(&debs, "apt-get", &update)?;
+        names = small_ones(&debs, &options)?;
+    }
+    let missing: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| find(&debs, name).is_none()).collect();
+    if !missing.is_empty() {
+        progress(&format!("downloading {} small packages with apt-get", missing.len()));
+    }
+    for some in missing.chunks(MANY_AT_ONCE) {
+        let head = options.iter().map(String::as_str).chain(["download"]);
+        let arguments: Vec<&str> = head.chain(some.iter().copied()).collect();
+        if let Err(error) = tool(&debs, "apt-get", &arguments) {
+            tracing::debug!(%error, "left out some packages");
+        }
+    }
+    let held: Vec<PathBuf> = names.iter().filter_map(|name| find(&debs, name)).collect();
+    if held.len() < MANY_ENOUGH {
+        let why = format!("expected at least {MANY_ENOUGH} small packages from apt, got {}", held.len());
+        return Err(Error::Repository { why });
+    }
+    Ok(held)
+}
+
+/// The names of packages of a middling size that the lists offer, evenly spread over the alphabet.
+fn small_ones(directory: &Path, options: &[String]) -> Result<Vec<String>, Error> {
+    let arguments: Vec<&str> = options.iter().map(String::as_str).chain(["dumpavail"]).collect();
+    let shown = tool(directory, "apt-cache", &arguments)?;
+    let mut fitting = BTreeSet::new();
+    for stanza in String::from_utf8_lossy(&shown).split("\n\n") {
+        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let size = field("Size: ").and_then(|size| size.parse::<u64>().ok()).unwrap_or_default();
+        if let (Some(name), Some(_)) = (field("Package: "), field("Filename: "))
+            && MANY_SIZES.contains(&size)
+        {
+            fitting.insert(name.to_owned());
+        }
+    }
+    let apart = (fitting.len() / MANY).max(1);
+    Ok(fitting.into_iter().step_by(apart).take(MANY).collect())
 }
 
 fn held(debs: &Path, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
@@ -126,6 +178,11 @@ fn own_lists(cache: &Path) -> Result<Vec<String>, Error> {
     ])
 }
 
+/// Packages of the selection that is about their number.
+const MANY: usize = 360;
+const MANY_ENOUGH: usize = 300;
+const MANY_SIZES: std::ops::Range<u64> = 20_000..300_000;
+const MANY_AT_ONCE: usize = 60;
 const FULL_ENOUGH: usize = 60;
 const SMALL_ENOUGH: usize = 10;
 
