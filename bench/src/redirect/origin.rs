@@ -124,7 +124,7 @@ impl Origin {
                 && catalog.pending == 0
                 && status.swarm.released == catalog.sequence
             {
-                return Ok(());
+                break;
             }
             ensure!(
                 Instant::now() < deadline,
