@@ -211,7 +211,7 @@ mod tests {
         assert!(found.found.is_sorted_by(|a, b| a >= b), "{:?}", found.found);
         assert!(found.found[0] > 390_000 && found.found[5] == 0, "{:?}", found.found);
         assert!(found.recipe < 2_000 && found.moved == found.recipe, "{}", found.recipe);
-        let same = compare(&Pair { new: first.clone(), ..pairs[0].clone() }).unwrap();
+        let same = compare(&Pair { new: first, ..pairs[0].clone() }).unwrap();
         assert_eq!((same.identical, same.bytes), (1, 0));
     }
 }

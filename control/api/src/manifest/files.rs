@@ -351,7 +351,7 @@ mod tests {
             let files = Files::from(list.clone());
             prop_assert_eq!(files.len(), list.len());
             prop_assert_eq!(files.is_sorted(), paths.is_sorted());
-            prop_assert_eq!(files.iter().collect::<Vec<_>>(), list.clone());
+            prop_assert_eq!(&files.iter().collect::<Vec<_>>(), &list);
             let checked = Files::checked(files.columns.clone(), files.contents.clone());
             prop_assert_eq!(checked, Some(files.clone()));
             let mut odd = files;
