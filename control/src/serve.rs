@@ -22,7 +22,7 @@ use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
 use crate::events::Events;
 use crate::flow::Flows;
-use crate::front_door::{FrontDoor, FrontDoorOptions};
+use crate::front_door::{FrontDoor, FrontDoorOptions, FrontDoorRooms};
 use crate::identity::Identity;
 use crate::observe::OriginObserver;
 use crate::onlooker::Onlooker;
@@ -121,11 +121,13 @@ impl Control {
         let addresses = Arc::new(OnceLock::new());
         let front_door = Arc::new(FrontDoor::new(
             front_door_options(&settings, Arc::clone(&addresses)),
-            Arc::clone(&catalog),
-            Arc::clone(&routing),
-            Arc::clone(&reservations),
-            Arc::clone(&balance),
-            Arc::clone(&root),
+            FrontDoorRooms {
+                catalog: Arc::clone(&catalog),
+                routing: Arc::clone(&routing),
+                reservations: Arc::clone(&reservations),
+                balance: Arc::clone(&balance),
+                root: Arc::clone(&root),
+            },
             clock,
             rand::random(),
         ));

@@ -30,7 +30,7 @@ enum Verb {
     Serve(Box<ServeOptions>),
     /// Make this host a volunteer, with the string that `ctl node add NAME` printed at the origin
     #[command(after_help = EXIT_STATUS_HELP)]
-    Join(JoinOptions),
+    Join(Box<JoinOptions>),
     /// Run as a volunteer: keep the mirror current and serve the customers whom the front door sends
     #[command(after_help = EXIT_STATUS_HELP)]
     Run(Box<RunOptions>),

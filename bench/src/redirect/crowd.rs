@@ -160,7 +160,7 @@ fn member(origin: &Origin, api: &mut Api, number: u32) -> Result<Member> {
     };
     let credential = Secret(mark(1));
     let request = JoinRequest {
-        secret: join.secret.clone(),
+        secret: join.secret,
         credential: credential.clone(),
         ticket_key: TicketKey(mark(2)),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -21,10 +21,7 @@ pub(super) enum Companion {
 
 impl Companion {
     /// The companion that a path names, the path of the file it is about, and that file.
-    pub(super) fn find<'p>(
-        catalog: &Snapshot,
-        path: &'p [u8],
-    ) -> Option<(Self, &'p [u8], FileEntry<'p>)> {
+    pub(super) fn find<'p>(catalog: &Snapshot, path: &'p [u8]) -> Option<(Self, &'p [u8], FileEntry<'p>)> {
         SUFFIXES.iter().find_map(|&(suffix, companion)| {
             let file = path.strip_suffix(suffix.as_bytes())?;
             Some((companion, file, catalog.find(file)?))

@@ -90,18 +90,24 @@ pub struct FrontDoor {
     rescan_asked: AtomicU64,
 }
 
+/// What a front door answers from.
+pub struct FrontDoorRooms {
+    /// The files.
+    pub catalog: Arc<Catalog>,
+    /// Who has them.
+    pub routing: Arc<Routing>,
+    /// What volunteers owe to customers.
+    pub reservations: Arc<ReservationLedger>,
+    /// The operators' knobs.
+    pub balance: Arc<Desk>,
+    /// The repository.
+    pub root: Arc<Root>,
+}
+
 impl FrontDoor {
-    /// A front door to what `catalog` knows, with files below `root` (the same tree).
-    pub fn new(
-        options: FrontDoorOptions,
-        catalog: Arc<Catalog>,
-        routing: Arc<Routing>,
-        reservations: Arc<ReservationLedger>,
-        balance: Arc<Desk>,
-        root: Arc<Root>,
-        clock: Clock,
-        seed: u64,
-    ) -> Self {
+    /// A front door to what the catalogue knows, with files below the root (the same tree).
+    pub fn new(options: FrontDoorOptions, rooms: FrontDoorRooms, clock: Clock, seed: u64) -> Self {
+        let FrontDoorRooms { catalog, routing, reservations, balance, root } = rooms;
         Self {
             options,
             catalog,

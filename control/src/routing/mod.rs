@@ -298,6 +298,27 @@ const AGEING_TICKS: usize = 20;
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
+impl RoutingTable {
+    /// A table of these alone.
+    fn of(routes: impl IntoIterator<Item = Route>) -> Self {
+        let mut table = Self::default();
+        let mut book = HolderBook::default();
+        for route in routes {
+            let (chunk, place) =
+                ((route.node.0 >> CHUNK_BITS) as usize, (route.node.0 & CHUNK_MASK) as usize);
+            table.chunks.resize_with(table.chunks.len().max(chunk + 1), Arc::default);
+            let chunk = Arc::get_mut(&mut table.chunks[chunk]).unwrap();
+            chunk.routes.resize_with(chunk.routes.len().max(place + 1), || None);
+            book.hold(route.node, &route.holdings);
+            book.weigh(route.node, route.weight());
+            chunk.routes[place] = Some(route);
+        }
+        table.holders = book.publish(1);
+        table
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod testing {
     //! Routing tables for tests.
 
@@ -334,26 +355,5 @@ pub(crate) mod testing {
             offer: None,
         });
         RoutingTable::of(routes)
-    }
-}
-
-#[cfg(test)]
-impl RoutingTable {
-    /// A table of these alone.
-    fn of(routes: impl IntoIterator<Item = Route>) -> Self {
-        let mut table = Self::default();
-        let mut book = HolderBook::default();
-        for route in routes {
-            let (chunk, place) =
-                ((route.node.0 >> CHUNK_BITS) as usize, (route.node.0 & CHUNK_MASK) as usize);
-            table.chunks.resize_with(table.chunks.len().max(chunk + 1), Arc::default);
-            let chunk = Arc::get_mut(&mut table.chunks[chunk]).unwrap();
-            chunk.routes.resize_with(chunk.routes.len().max(place + 1), || None);
-            book.hold(route.node, &route.holdings);
-            book.weigh(route.node, route.weight());
-            chunk.routes[place] = Some(route);
-        }
-        table.holders = book.publish(1);
-        table
     }
 }

@@ -81,10 +81,7 @@ struct FileQuery {
     path: String,
 }
 
-async fn file(
-    State(room): State<Arc<Room>>,
-    query: Result<Query<FileQuery>, QueryRejection>,
-) -> Response {
+async fn file(State(room): State<Arc<Room>>, query: Result<Query<FileQuery>, QueryRejection>) -> Response {
     let path = query.map(|Query(query)| query.path).unwrap_or_default();
     match room.api.where_view(path.trim()) {
         Some(found) => page::file(&room.api, &found).into_response(),
@@ -98,7 +95,10 @@ async fn file(
 /// What changes on the page, every other second, for as long as somebody looks.
 async fn live_values(State(room): State<Arc<Room>>, view: Result<Query<View>, QueryRejection>) -> Response {
     let Ok(permit) = Arc::clone(&room.viewers).try_acquire_owned() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "so many look already; reload the page for newer figures\n")
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "so many look already; reload the page for newer figures\n",
+        )
             .into_response();
     };
     let view = view.map(|Query(view)| view).unwrap_or_default();

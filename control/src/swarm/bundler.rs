@@ -71,7 +71,8 @@ impl Bundler {
         }
         let file_max = state.iter().map(|entry| entry.file.0).max().unwrap_or(0).max(known);
         let released = Released { sequence: state.sequence(), file_max };
-        if let Err(error) = self.shelf.release(released, |content| state.number_of_content(content).is_some()) {
+        if let Err(error) = self.shelf.release(released, |content| state.number_of_content(content).is_some())
+        {
             tracing::error!(%error, "cannot note which state volunteers know; after a restart its bundles are made again");
         }
         tracing::debug!(sequence = state.sequence(), took = ?begun.elapsed(), "released to volunteers");

@@ -26,6 +26,7 @@ async fn a_restarted_control_knows_its_volunteers_and_asks_what_they_hold() {
     let view: NodeView = stage.operator().ok(Method::GET, "admin/nodes/south", &()).await;
     assert_eq!((view.ledger.delivered_bytes, view.ledger.synced_in_bytes), (5_000, 70));
     south.next.boot = 2;
+    south.next.interfaces[0].epoch = 2;
     south.next.interfaces[0].delivery.sent.bytes = 11;
     south.beat().await;
     south.beat().await;

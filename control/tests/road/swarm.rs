@@ -180,7 +180,12 @@ async fn who_has_a_piece_is_named_to_who_lacks_it_with_a_token_for_its_port() {
     assert_eq!(token.node, north.node);
     assert!(SyncToken::open(&peer.token, &SyncKey::of_volunteer(&north.ticket_key), 0).is_err());
 
-    // One that control forgot is asked for everything; one that is done lets the others be done too.
+    // One that went without having all is asked for everything when it is back.
+    let gone = SwarmPoll { leaving: true, ..first_poll(id, 0) };
+    poll(&north, &gone).await;
+    let news = SwarmPoll { whole: false, ..first_poll(id, 1) };
+    assert!(poll(&north, &news).await.want_whole);
+    // One that is done lets the others be done too.
     let all: Runs = (0..bundle.len()).collect();
     for volunteer in [&south, &north] {
         let done = SwarmPoll { have: all.clone(), ..first_poll(id, 0) };
@@ -192,10 +197,6 @@ async fn who_has_a_piece_is_named_to_who_lacks_it_with_a_token_for_its_port() {
             poll(&south, &news).await.complete
         })
         .await;
-    let gone = SwarmPoll { leaving: true, ..first_poll(id, 0) };
-    poll(&north, &gone).await;
-    let news = SwarmPoll { whole: false, ..first_poll(id, 1) };
-    assert!(poll(&north, &news).await.want_whole);
     let unknown = first_poll(BundleId(ContentHash([7; 32])), 5);
     assert!(poll(&north, &unknown).await.closed);
 }

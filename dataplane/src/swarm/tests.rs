@@ -298,7 +298,8 @@ async fn who_comes_late_fetches_from_those_who_are_done() {
     all_complete(std::slice::from_ref(&late), sequence).await;
     same(&late, &files);
     // Packs of small files are not kept; everything else is.
-    let small: u64 = files.iter().map(|(_, content)| content.len() as u64).filter(|&size| size < 64 << 10).sum();
+    let small: u64 =
+        files.iter().map(|(_, content)| content.len() as u64).filter(|&size| size < 64 << 10).sum();
     let sent = field.origin_bytes() - before;
     assert!(sent <= small + 16_384, "the origin sent {sent} bytes, {small} of them in packs");
 }

@@ -198,7 +198,11 @@ impl LeaseBook {
         let (mut held, mut unwanted) = (PieceSet::new(self.len), PieceSet::new(self.len));
         for piece in 0..self.len {
             let stays = member.held.contains(piece) && kept.contains(piece);
-            if stays { held.insert(piece) } else { unwanted.insert(piece) };
+            if stays {
+                held.insert(piece)
+            } else {
+                unwanted.insert(piece)
+            };
         }
         self.join_as(node, Joining { spare, held, unwanted, reachable });
     }
@@ -633,7 +637,8 @@ mod tests {
         book.retire(node(1), &kept);
         book.join(node(2), BytesPerSec(100), PieceSet::new(10));
         assert_eq!(book.peers(node(2), 5, 1), [node(1)]);
-        let leased: Vec<u32> = book.grant(node(2), 10, Moment::ZERO).iter().map(|lease| lease.piece).collect();
+        let leased: Vec<u32> =
+            book.grant(node(2), 10, Moment::ZERO).iter().map(|lease| lease.piece).collect();
         assert_eq!(leased, [6, 7, 8, 9], "the rest is the origin's again");
         assert!(book.is_done(node(1)) && book.grant(node(1), 5, Moment::ZERO).is_empty());
     }

@@ -158,7 +158,8 @@ async fn who_has_all_and_is_restarted_for_the_others_fetches_nothing() {
     // Time in which somebody else fetches everything.
     let late = Volunteer::started(&field, 3).await;
     all_complete(std::slice::from_ref(&late), sequence).await;
-    let received = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    let received =
+        |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     let meter = &early[0].meter;
     assert_eq!((received(&meter.peers), received(&meter.origin)), (0, 0));
 }
