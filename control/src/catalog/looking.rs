@@ -29,6 +29,8 @@ impl Keeper {
         self.tree = Some(tree);
         self.watch();
         self.left_out.remove_beneath("");
+        // What this walk finds too much for it, or too fresh, may ask for the next one sooner.
+        self.walk_at = Instant::now() + self.options.rescan_every;
         let ended = self.walk("");
         if !ended {
             return;
@@ -37,7 +39,6 @@ impl Keeper {
         if self.left_out.has(&Note::Mount(String::new())) {
             self.leave_root();
         } else {
-            self.walk_at = Instant::now() + self.options.rescan_every;
             self.walked = true;
             self.walks_ended = self.walks_seen;
         }

@@ -156,6 +156,20 @@ impl Follower {
 }
 
 #[test]
+fn more_fresh_files_than_are_looked_at_again_are_all_found() {
+    let place = Place::new();
+    place.put("first", "content");
+    // Too fresh to be hashed at the first look, all of them: the clock is the file system's.
+    for number in 0..1_000 {
+        fs::hard_link(place.repo().join("first"), place.repo().join(format!("name{number}"))).unwrap();
+    }
+    let mut options = place.options();
+    options.quiet = Duration::from_secs(1);
+    let catalog = Catalog::open(options).unwrap();
+    until("all names of one content", || catalog.load().len() == 1_001);
+}
+
+#[test]
 fn a_tree_is_catalogued_and_followed() {
     let place = Place::new();
     place.put("pool/a.deb", "a");
