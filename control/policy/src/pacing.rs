@@ -278,6 +278,19 @@ mod tests {
     }
 
     #[test]
+    fn shares_of_no_limit_wait_for_one() {
+        let pacer = SharedPacer::unlimited();
+        let second = |seconds| Moment::ZERO + Duration::from_secs(seconds);
+        let halves = Shares::new([0.0, 0.5, 0.5, 0.0]);
+        for (seconds, rate) in [(1, None), (2, None), (3, Some(BytesPerSec(1_000_000))), (4, None), (5, None)] {
+            pacer.set(rate, halves, second(seconds));
+            assert_eq!(pacer.is_unlimited(DELIVERY), rate.is_none());
+        }
+        let free = pacer.take(SYNC, 1 << 40, &mut Place::NOWHERE, second(6));
+        assert_eq!(free, Pace::Bytes(1 << 40));
+    }
+
+    #[test]
     fn the_rate_is_kept_and_shared_equally_however_late_timers_are() {
         for mbit in [5u64, 20, 50, 200, 1000] {
             for (flows, late_us) in

@@ -110,7 +110,9 @@ impl Lane {
     /// Lets time pass: a share of `fresh` nanobytes of the total is owed, and the ceiling lets more through.
     pub(super) fn pass(&mut self, nanos: u64, fresh: u128, burst: u128) {
         let share = u128::from(self.share);
-        self.owed = (self.owed + fresh * share / MILLION).min(burst * share / MILLION);
+        // Without a limit the burst is as large as can be, and must not overflow.
+        let part = |whole: u128| whole / MILLION * share + whole % MILLION * share / MILLION;
+        self.owed = self.owed.saturating_add(part(fresh)).min(part(burst));
         if let Some(Ceiling { rate, credit }) = &mut self.ceiling {
             let most = u128::from(*rate) * BURST_TIME.as_nanos();
             let most = most.max(u128::from(super::BURST_BYTES_MIN) * NANO);
