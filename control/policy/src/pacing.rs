@@ -282,7 +282,8 @@ mod tests {
         let pacer = SharedPacer::unlimited();
         let second = |seconds| Moment::ZERO + Duration::from_secs(seconds);
         let halves = Shares::new([0.0, 0.5, 0.5, 0.0]);
-        for (seconds, rate) in [(1, None), (2, None), (3, Some(BytesPerSec(1_000_000))), (4, None), (5, None)] {
+        for (seconds, rate) in [(1, None), (2, None), (3, Some(BytesPerSec(1_000_000))), (4, None), (5, None)]
+        {
             pacer.set(rate, halves, second(seconds));
             assert_eq!(pacer.is_unlimited(DELIVERY), rate.is_none());
         }
