@@ -287,7 +287,8 @@ mod tests {
             pacer.set(rate, halves, second(seconds));
             assert_eq!(pacer.is_unlimited(DELIVERY), rate.is_none());
         }
-        let free = pacer.take(SYNC, 1 << 40, &mut Place::NOWHERE, second(6));
+        let mut place = Place::NOWHERE;
+        let free = pacer.take(SYNC, 1 << 40, &mut place, second(6));
         assert_eq!(free, Pace::Bytes(1 << 40));
     }
 
