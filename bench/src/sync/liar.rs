@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use freshet_api::NodeId;
-use freshet_api::swarm::{COMPLAINTS_MAX, Complaint, Runs, SwarmPoll};
+use freshet_api::swarm::{COMPLAINTS_MAX, Complaint, SwarmPoll};
 use freshet_testbed::cluster::Cluster;
 use freshet_testbed::{Host, Process, Program};
 use serde_json::Value;
@@ -189,17 +189,8 @@ pub(super) fn slander(cluster: &Cluster, index: usize, accused: &[NodeId]) -> Re
     for (number, bundle) in bundles.iter().enumerate() {
         let complaints = accused.iter().cycle().take(COMPLAINTS_MAX).enumerate();
         let complaints = complaints.map(|(piece, &peer)| Complaint { peer, piece: piece as u32 }).collect();
-        let poll = SwarmPoll {
-            bundle: bundle["id"].as_str().context("expected a bundle's id")?.parse()?,
-            whole: false,
-            have: Runs::default(),
-            unwanted: Runs::default(),
-            leases: 0,
-            spare: None,
-            complaints,
-            leaving: false,
-            peers_known: 0,
-        };
+        let bundle = bundle["id"].as_str().context("expected a bundle's id")?.parse()?;
+        let poll = SwarmPoll { complaints, ..SwarmPoll::of(bundle) };
         let path = volunteer.state().join(format!("slander-{number}.json"));
         fs::write(&path, serde_json::to_vec(&poll)?)?;
         commands.push_str(&format!(

@@ -51,6 +51,23 @@ pub struct SwarmPoll {
     pub peers_known: u64,
 }
 
+impl SwarmPoll {
+    /// The poll of one who takes part in a bundle and has nothing to say or to ask for.
+    pub fn of(bundle: BundleId) -> Self {
+        Self {
+            bundle,
+            whole: false,
+            have: Runs::default(),
+            unwanted: Runs::default(),
+            leases: 0,
+            spare: None,
+            complaints: Vec::new(),
+            leaving: false,
+            peers_known: 0,
+        }
+    }
+}
+
 /// A wrong piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complaint {

@@ -526,17 +526,7 @@ mod tests {
         }
 
         fn poll(&self, node: u32, whole: bool, have: Runs, leases: u32, now: f64) -> SwarmReply {
-            let poll = SwarmPoll {
-                bundle: self.kept.id,
-                whole,
-                have,
-                unwanted: Runs::default(),
-                leases,
-                spare: None,
-                complaints: Vec::new(),
-                leaving: false,
-                peers_known: 0,
-            };
+            let poll = SwarmPoll { whole, have, leases, ..SwarmPoll::of(self.kept.id) };
             self.books.poll(NodeId(node), &self.kept, poll, at(now), 1_000).reply
         }
     }
@@ -550,17 +540,7 @@ mod tests {
         }
         let first = scene.poll(1, false, Runs::default(), 0, 1.5);
         assert_eq!(first.peers.len(), 2);
-        let known = SwarmPoll {
-            bundle: scene.kept.id,
-            whole: false,
-            have: Runs::default(),
-            unwanted: Runs::default(),
-            leases: 0,
-            spare: None,
-            complaints: Vec::new(),
-            leaving: false,
-            peers_known: first.peers_are,
-        };
+        let known = SwarmPoll { peers_known: first.peers_are, ..SwarmPoll::of(scene.kept.id) };
         let again = scene.books.poll(NodeId(1), &scene.kept, known, at(2.0), 1_100).reply;
         assert_eq!((again.peers.len(), again.peers_are), (0, first.peers_are));
         assert_eq!(
@@ -578,17 +558,7 @@ mod tests {
             scene.poll(node, true, all(), 0, 1.0);
         }
         let leave = |node| {
-            let poll = SwarmPoll {
-                bundle: scene.kept.id,
-                whole: false,
-                have: Runs::default(),
-                unwanted: Runs::default(),
-                leases: 0,
-                spare: None,
-                complaints: Vec::new(),
-                leaving: true,
-                peers_known: 0,
-            };
+            let poll = SwarmPoll { leaving: true, ..SwarmPoll::of(scene.kept.id) };
             scene.books.poll(NodeId(node), &scene.kept, poll, at(2.0), 1_000)
         };
         leave(1);
@@ -616,17 +586,7 @@ mod tests {
         let accuse = |by: u32, accused: &[u32]| {
             let complaints =
                 accused.iter().map(|&peer| Complaint { peer: NodeId(peer), piece: 1 }).collect::<Vec<_>>();
-            let poll = SwarmPoll {
-                bundle: scene.kept.id,
-                whole: false,
-                have: Runs::default(),
-                unwanted: Runs::default(),
-                leases: 0,
-                spare: None,
-                complaints,
-                leaving: false,
-                peers_known: 0,
-            };
+            let poll = SwarmPoll { complaints, ..SwarmPoll::of(scene.kept.id) };
             scene.books.poll(NodeId(by), &scene.kept, poll, at(2.0), 1_000).complaints.len()
         };
         let named = |to: u32| -> Vec<u32> {

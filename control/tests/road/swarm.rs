@@ -15,17 +15,7 @@ use crate::stage::{BIG, Caller, INDEX, SMALL, Stage, Volunteer, content, put, wi
 
 /// A poll of somebody who has nothing and says so.
 pub(crate) fn first_poll(bundle: BundleId, leases: u32) -> SwarmPoll {
-    SwarmPoll {
-        bundle,
-        whole: true,
-        have: Runs::default(),
-        unwanted: Runs::default(),
-        leases,
-        spare: None,
-        complaints: Vec::new(),
-        leaving: false,
-        peers_known: 0,
-    }
+    SwarmPoll { whole: true, leases, ..SwarmPoll::of(bundle) }
 }
 
 pub(crate) async fn poll(volunteer: &Volunteer, poll: &SwarmPoll) -> SwarmReply {

@@ -102,43 +102,40 @@ async fn half_way(field: &Arc<Field>, files: &[File]) -> (Volunteer, u64) {
     (volunteer, sequence)
 }
 
+/// It goes on, and what it had is not fetched again.
+async fn ends_with_one_copy(field: &Field, files: &[File], (mut killed, sequence): (Volunteer, u64)) {
+    killed.start().await;
+    all_complete(std::slice::from_ref(&killed), sequence).await;
+    same(&killed, files);
+    let most = total(files) + 4 * 16_384;
+    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(files));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_durable_is_not_fetched_again_when_the_tracker_gives_no_leases_any_more() {
     let field = Field::start().await;
     let files = sample();
-    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    let killed = half_way(&field, &files).await;
     field.switches.lock().unwrap().no_leases = true;
-    volunteer.start().await;
-    all_complete(std::slice::from_ref(&volunteer), sequence).await;
-    same(&volunteer, &files);
-    let most = total(&files) + 4 * 16_384;
-    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+    ends_with_one_copy(&field, &files, killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nor_when_the_bundle_is_closed_meanwhile() {
     let field = Field::start().await;
     let files = sample();
-    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    let killed = half_way(&field, &files).await;
     field.switches.lock().unwrap().closed = true;
-    volunteer.start().await;
-    all_complete(std::slice::from_ref(&volunteer), sequence).await;
-    same(&volunteer, &files);
-    let most = total(&files) + 4 * 16_384;
-    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+    ends_with_one_copy(&field, &files, killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nor_when_the_tracker_is_away_at_the_start() {
     let field = Field::start().await;
     let files = sample();
-    let (mut volunteer, sequence) = half_way(&field, &files).await;
+    let killed = half_way(&field, &files).await;
     field.switches.lock().unwrap().away = true;
-    volunteer.start().await;
-    all_complete(std::slice::from_ref(&volunteer), sequence).await;
-    same(&volunteer, &files);
-    let most = total(&files) + 4 * 16_384;
-    assert!(field.origin_bytes() <= most, "{} bytes for {}", field.origin_bytes(), total(&files));
+    ends_with_one_copy(&field, &files, killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
