@@ -436,7 +436,15 @@ impl<'a> World<'a> {
                 }
             };
             let size = Bytes(request.left as u64);
-            self.guard.decide(choice, size, headroom, BytesPerSec(drain as u64), now, seed)
+            self.guard.decide(
+                choice,
+                size,
+                headroom,
+                BytesPerSec(drain as u64),
+                now,
+                mix(number as u64),
+                seed,
+            )
         };
         match admission {
             Admission::Redirect(choice) => self.redirect(choice, number, now),

@@ -58,17 +58,38 @@ pub enum Admission {
     RetryAfter(Duration),
 }
 
+impl OriginHeadroom {
+    /// Whether the origin sends `size` bytes itself; an idle one sends a file of any size, as an idle node does.
+    pub fn takes(&self, size: Bytes) -> bool {
+        let fits = self.outstanding.0.saturating_add(size.0) <= self.limit.0;
+        self.rate.0 > 0 && (fits || self.outstanding.0 == 0)
+    }
+}
+
 /// Decides what becomes of requests that no volunteer takes. Shared by all rings.
-#[derive(Debug, Default)]
+///
+/// Who asks again before his time keeps his place: asking often brings nobody forward and pushes nobody back, as far as
+/// the last [`PLACES`] who were put off are remembered.
+#[derive(Debug)]
 pub struct CascadeGuard {
     /// Until when the rate that is there has been given away to those told to come back, in
     /// nanoseconds.
     promised_until: AtomicU64,
+    /// Who was told which second, as [`place`] packs it; 0 is nobody.
+    places: Box<[AtomicU64]>,
+}
+
+impl Default for CascadeGuard {
+    fn default() -> CascadeGuard {
+        let places = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
+        CascadeGuard { promised_until: AtomicU64::new(0), places }
+    }
 }
 
 impl CascadeGuard {
-    /// Decides for a request of `size` bytes. `drain` is what all usable volunteers and the origin
-    /// deliver together: the rate at which room appears.
+    /// Decides for a request of `size` bytes by `asker`, the hash of who asks for what. `drain` is what all usable
+    /// volunteers and the origin deliver together: the rate at which room appears.
+    #[expect(clippy::too_many_arguments, reason = "each is one fact of the decision")]
     pub fn decide(
         &self,
         choice: Option<Choice>,
@@ -76,17 +97,26 @@ impl CascadeGuard {
         origin: OriginHeadroom,
         drain: BytesPerSec,
         now: Moment,
+        asker: u64,
         seed: u64,
     ) -> Admission {
         if let Some(choice) = choice {
             return Admission::Redirect(choice);
         }
-        let fits = origin.outstanding.0.saturating_add(size.0) <= origin.limit.0;
-        // An idle origin serves a file of any size, as an idle node does.
-        if origin.rate.0 > 0 && (fits || origin.outstanding.0 == 0) {
+        if origin.takes(size) {
             return Admission::Origin;
         }
-        Admission::RetryAfter(self.retry_after(size, drain, now, seed))
+        let kept = &self.places[(asker % PLACES as u64) as usize];
+        let told = kept.load(Ordering::Relaxed);
+        let second = told & SECOND_MASK;
+        let this_second = now.0.div_ceil(1_000_000_000) & SECOND_MASK;
+        if told != 0 && told == place(asker, second) && second > this_second {
+            let left = Duration::from_secs(second - this_second);
+            return Admission::RetryAfter(left.clamp(RETRY_MIN, RETRY_MAX));
+        }
+        let wait = self.retry_after(size, drain, now, seed);
+        kept.store(place(asker, this_second + wait.as_secs()), Ordering::Relaxed);
+        Admission::RetryAfter(wait)
     }
 
     /// When to come back: after those who were told before, as many bytes later as this one takes.
@@ -117,6 +147,11 @@ impl CascadeGuard {
     }
 }
 
+/// Who was told to come back in which second since the clock's start: a tag of the asker above the second.
+fn place(asker: u64, second: u64) -> u64 {
+    (asker & !SECOND_MASK) | (second & SECOND_MASK)
+}
+
 /// Rounded up, since Retry-After knows no fractions, and within its bounds.
 fn whole_seconds(wait: Duration) -> Duration {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -126,6 +161,10 @@ fn whole_seconds(wait: Duration) -> Duration {
 /// Nobody is told to come back later than this: what is known of the load is not known further ahead.
 pub const RETRY_MAX: Duration = Duration::from_secs(300);
 const RETRY_MIN: Duration = Duration::from_secs(1);
+/// How many who were put off are remembered, 8 bytes each.
+pub const PLACES: usize = 8192;
+/// The bits of a second since the clock's start; 34 years.
+const SECOND_MASK: u64 = (1 << 30) - 1;
 
 #[cfg(test)]
 mod tests {
@@ -144,7 +183,7 @@ mod tests {
         let field = vec![testing::candidate(1)];
         let choice = ExpectedFinishTime::default().select(&field, &testing::request(5), Moment::ZERO, 1);
         let decide =
-            |choice, origin| guard.decide(choice, Bytes(50), origin, BytesPerSec(1000), Moment::ZERO, 1);
+            |choice, origin| guard.decide(choice, Bytes(50), origin, BytesPerSec(1000), Moment::ZERO, 1, 1);
         assert!(matches!(decide(choice, full()), Admission::Redirect(_)));
         assert_eq!(decide(None, OriginHeadroom { limit: Bytes(150), ..full() }), Admission::Origin);
         assert_eq!(
@@ -197,7 +236,7 @@ mod tests {
         let mut per_second = vec![0u64; 400];
         for seed in 0..2000 {
             let Admission::RetryAfter(wait) =
-                guard.decide(None, Bytes(100_000), full(), drain, Moment::ZERO, seed)
+                guard.decide(None, Bytes(100_000), full(), drain, Moment::ZERO, Draw::new(seed).bits(), seed)
             else {
                 panic!("there is no room");
             };
@@ -210,6 +249,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn asking_again_and_again_changes_nobodys_place() {
+        let guard = CascadeGuard::default();
+        let ask = |asker: u64, now: Moment| match guard.decide(
+            None,
+            Bytes(1_000),
+            full(),
+            BytesPerSec(1_000),
+            now,
+            asker << 32 | asker,
+            asker,
+        ) {
+            Admission::RetryAfter(wait) => wait.as_secs(),
+            other => panic!("there is no room: {other:?}"),
+        };
+        let mut now = Moment::ZERO;
+        let told = ask(1, now);
+        let later = ask(2, now);
+        for _ in 0..1_000 {
+            assert_eq!((ask(1, now), ask(2, now)), (told, later));
+        }
+        now += Duration::from_secs(1);
+        assert_eq!(ask(2, now), (later - 1).max(1));
+        assert!(ask(3, now) <= later + 2, "a thousand questions took no place");
+        // Who comes when he was told to, and is put off again, stands behind the others.
+        now += Duration::from_secs(told);
+        assert!(ask(1, now) >= 1);
+    }
+
     proptest! {
         #[test]
         fn retry_after_is_within_bounds(
@@ -219,7 +287,7 @@ mod tests {
             let mut now = Moment::ZERO;
             for (size, drain, pause) in asks {
                 now += Duration::from_nanos(pause);
-                match guard.decide(None, Bytes(size.max(1)), full(), BytesPerSec(drain), now, pause) {
+                match guard.decide(None, Bytes(size.max(1)), full(), BytesPerSec(drain), now, size, pause) {
                     Admission::RetryAfter(wait) => {
                         prop_assert!(wait >= RETRY_MIN && wait <= RETRY_MAX && wait.subsec_nanos() == 0);
                     }

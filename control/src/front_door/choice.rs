@@ -11,12 +11,11 @@ use freshet_api::balance::Balance;
 use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 use freshet_engine::{Method, Request};
 use freshet_policy::Moment;
-use freshet_policy::admission::{Admission, CascadeGuard, OriginHeadroom, request_limit};
+use freshet_policy::admission::{Admission, OriginHeadroom, request_limit};
 use freshet_policy::network::ClientPlace;
 use freshet_policy::reservation::{Promise, ReservationLedger};
 use freshet_policy::selection::{
-    Candidate, Choice, FINALISTS_MAX, Field, Nearness, Reach, RequestFacts, Selector, Standing, Verdict,
-    Witness,
+    Candidate, FINALISTS_MAX, Field, Nearness, Reach, RequestFacts, Selector, Standing, Verdict, Witness,
 };
 use http::{HeaderMap, header};
 
@@ -169,19 +168,20 @@ impl FrontDoor {
         });
         let considered = considered.collect();
         let chosen = choice.map(|choice| choice.node).filter(|_| direct.is_none());
-        let admission = self.origin_or_later(&ask, None, false);
-        let decision = match (direct, chosen.and_then(|node| table.route(node)), admission) {
-            (Some(reason), ..) => format!("the origin sends it: {reason}"),
-            (None, Some(route), _) => {
-                format!("302 to {} ({}), by {}", route.name, route.delivery_url, rules.selector().name())
-            }
-            (None, None, Admission::RetryAfter(wait)) => format!(
-                "503, come back in {} s: no volunteer is eligible and the origin has given away all that it may",
-                wait.as_secs()
-            ),
-            (None, None, _) => "the origin sends it: no volunteer is eligible".to_owned(),
-        };
         let origin = self.origin_headroom(&ask);
+        let decision =
+            match (direct, chosen.and_then(|node| table.route(node)), origin.takes(Bytes(entry.size))) {
+                (Some(reason), ..) => format!("the origin sends it: {reason}"),
+                (None, Some(route), _) => {
+                    format!("302 to {} ({}), by {}", route.name, route.delivery_url, rules.selector().name())
+                }
+                (None, None, false) => {
+                    "503 with a time to come back: no volunteer is eligible and the origin has given \
+                                    away all that it may"
+                        .to_owned()
+                }
+                (None, None, true) => "the origin sends it: no volunteer is eligible".to_owned(),
+            };
         let balance = &rules.balance;
         let numbers = vec![
             ("customer_wait_secs".to_owned(), balance.customer_wait_secs.to_string()),
@@ -198,21 +198,12 @@ impl FrontDoor {
         ExplainView { path: path.to_owned(), client, decision, chosen, considered, numbers }
     }
 
-    /// What becomes of a request for which there is `choice` or nobody; only with `promise` are those who are told to
-    /// come back given a place.
-    pub(super) fn origin_or_later(
-        &self,
-        ask: &Ask<'_, '_>,
-        choice: Option<Choice>,
-        promise: bool,
-    ) -> Admission {
-        let origin = self.origin_headroom(ask);
-        let size = Bytes(ask.customer.bytes);
-        if promise {
-            let drain = self.drain.load(Ordering::Relaxed);
-            return self.guard.decide(choice, size, origin, BytesPerSec(drain), ask.now, self.next_seed());
-        }
-        CascadeGuard::default().decide(choice, size, origin, BytesPerSec(1), ask.now, 0)
+    /// What becomes of a request for which there is nobody; who is told to come back is given a place.
+    pub(super) fn origin_or_later(&self, ask: &Ask<'_, '_>) -> Admission {
+        let (origin, size) = (self.origin_headroom(ask), Bytes(ask.customer.bytes));
+        let drain = BytesPerSec(self.drain.load(Ordering::Relaxed));
+        let asker = ask.customer.key(ask.entry);
+        self.guard.decide(None, size, origin, drain, ask.now, asker, self.next_seed())
     }
 
     fn origin_headroom(&self, ask: &Ask<'_, '_>) -> OriginHeadroom {

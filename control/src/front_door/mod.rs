@@ -197,7 +197,7 @@ impl FrontDoor {
 
     /// Nobody else takes the customer: the origin does while it has headroom, and otherwise says when to come back.
     fn fall_back(&self, request: &Request<'_>, ask: &Ask<'_, '_>, path: &str) -> Answer {
-        if let Admission::RetryAfter(wait) = self.origin_or_later(ask, None, true) {
+        if let Admission::RetryAfter(wait) = self.origin_or_later(ask) {
             FrontDoorCounters::count(&self.counters.put_off);
             let mut refusal = Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,

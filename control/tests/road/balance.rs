@@ -105,7 +105,13 @@ async fn who_is_past_every_limit_is_served_by_the_origin_and_then_told_when_to_c
         waits.push(answer.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap());
     }
     assert!(waits.iter().all(|wait| (1..=300).contains(wait)), "{waits:?}");
-    assert!(waits.last() > waits.first(), "they come back one after the other: {waits:?}");
+    // How far apart hangs on what else was promised; that they come one after the other is the policy's own test.
+    let distinct: std::collections::BTreeSet<_> = waits.iter().collect();
+    assert!(distinct.len() >= 5, "they come back each at his own time: {waits:?}");
+    // Who asks again at once stands where he stood.
+    let again = asking(&stage, "iso/huge.iso", 1_000).await;
+    let wait: u64 = again.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(wait <= waits[0], "{wait} {waits:?}");
     drop(held_open);
     stage.eventually(|stage| async { ask(stage, "iso/huge.iso", 5_000).await == StatusCode::OK }).await;
 }

@@ -189,12 +189,42 @@ struct ManifestState {
 /// What stops the sync, by where it was met; each is cleared where it is overcome.
 #[derive(Default)]
 struct Trouble {
-    local: Option<String>,
-    swarm: Option<String>,
+    local: Lasting,
+    swarm: Lasting,
     manifest: Option<String>,
     source: Option<String>,
     /// Of the file that failed last; told only while nothing else can be done.
     file: Option<String>,
+}
+
+/// A trouble that is met again and again while something small gets past it now and then, such as a full disk: it is
+/// over when it was not met for a while after that.
+#[derive(Default)]
+struct Lasting {
+    met: Option<String>,
+    over_at: Option<Instant>,
+}
+
+impl Lasting {
+    fn meet(&mut self, trouble: String) {
+        *self = Lasting { met: Some(trouble), over_at: None };
+    }
+
+    /// Something got past it.
+    fn pass(&mut self, over_at: Instant) {
+        if self.met.is_some() {
+            self.over_at.get_or_insert(over_at);
+        }
+    }
+
+    /// Whether it has just come to be over.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let over = self.over_at.is_some_and(|at| at <= now);
+        if over {
+            *self = Lasting::default();
+        }
+        over
+    }
 }
 
 impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
@@ -236,6 +266,10 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         if self.sweep_at <= now {
             return self.sweep().await;
         }
+        let (local, swarm) = (&mut self.trouble.local, &mut self.trouble.swarm);
+        if local.is_over(now) | swarm.is_over(now) {
+            self.tell();
+        }
         let wake_at = self.next_wake(now);
         tokio::select! {
             Some(asked) = self.asking.join_next() => {
@@ -255,7 +289,8 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
     fn next_wake(&self, now: Instant) -> Instant {
         let finish_at = self.finish_at.filter(|_| self.is_idle());
         let manifest_at = self.manifest.not_before.filter(|&at| at > now && self.asking.is_empty());
-        [self.queue.next_change(now), finish_at, manifest_at]
+        let Trouble { local, swarm, .. } = &self.trouble;
+        [self.queue.next_change(now), finish_at, manifest_at, local.over_at, swarm.over_at]
             .into_iter()
             .flatten()
             .fold(self.sweep_at, Instant::min)
@@ -272,10 +307,11 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
                 self.finish_at.get_or_insert_with(Instant::now);
             }
             Event::Replan => self.replan().await,
-            Event::Trouble(trouble) => {
-                self.trouble.swarm = trouble;
+            Event::Trouble(Some(trouble)) => {
+                self.trouble.swarm.meet(trouble);
                 self.tell();
             }
+            Event::Trouble(None) => self.trouble.swarm.pass(Instant::now() + self.options.local_retry),
             Event::Tick => {}
         }
     }
@@ -427,7 +463,7 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
                 FetchError::Local(error) => self.local_trouble(&error, Some(want)),
                 other => {
                     self.queue.pause(Some(want), now + self.options.local_retry);
-                    self.trouble.local = Some(other.to_string());
+                    self.trouble.local.meet(other.to_string());
                 }
             },
         }
@@ -439,9 +475,7 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         match result {
             Ok(()) => {
                 self.finish_at.get_or_insert_with(Instant::now);
-                if self.trouble.local.take().is_some() {
-                    self.tell();
-                }
+                self.trouble.local.pass(Instant::now() + self.options.local_retry);
             }
             Err(error) => {
                 self.local_trouble(&error, None);
@@ -452,13 +486,13 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
 
     /// Something is wrong with this host: nothing is begun for a while.
     fn local_trouble(&mut self, error: &MirrorError, want: Option<Want>) {
-        if self.trouble.local.is_none() {
+        if self.trouble.local.met.is_none() {
             tracing::error!(%error, "the mirror can't go on for now");
         }
         let until = Instant::now() + self.options.local_retry;
         self.queue.pause(want, until);
         self.finish_at = Some(until);
-        self.trouble.local = Some(error.to_string());
+        self.trouble.local.meet(error.to_string());
         self.tell();
     }
 
@@ -468,7 +502,8 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         let before = mirror.progress();
         match blocking(move || mirror.finish()).await {
             Ok(Finished::Complete) => {
-                self.trouble.local = None;
+                self.trouble.local = Lasting::default();
+                self.trouble.swarm = Lasting::default();
                 self.trouble.file = None;
                 let progress = self.mirror.progress();
                 if before.complete != progress.complete {
@@ -535,7 +570,8 @@ impl<M: ManifestSource, B: BlobSource, T: Tracker> Sync<M, B, T> {
         let file = file.as_ref().filter(|_| self.queue.failing() > 0);
         let file =
             file.map(|file| format!("{} files can't be fetched for now: {file}", self.queue.failing()));
-        let trouble = local.clone().or(swarm.clone()).or(manifest.clone()).or(source.clone()).or(file);
+        let trouble =
+            local.met.clone().or(swarm.met.clone()).or(manifest.clone()).or(source.clone()).or(file);
         self.mirror.set_trouble(trouble);
     }
 }
