@@ -10,6 +10,7 @@ mod interrupt;
 mod pacing;
 mod plot;
 mod redirect;
+mod report;
 mod serve;
 mod sim;
 mod spread;
