@@ -15,6 +15,7 @@ mod serve;
 mod sim;
 mod spread;
 mod sync;
+mod testbed;
 mod trace;
 
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Verb {
     Chunks(chunks::Arguments),
     /// Simulates origin, volunteers and customers over the real policies; scenarios are TOML files.
     Sim(sim::Arguments),
+    /// Runs experiments, which are TOML files: hosts with links, roles and phases. As root the links have rates.
+    Testbed(testbed::Arguments),
     /// Makes, measures and imports request traces.
     Trace(trace::Arguments),
 }
@@ -72,6 +75,9 @@ fn main() -> ExitCode {
         Verb::Catalogue(arguments) => catalogue::run(&arguments),
         Verb::Chunks(arguments) => chunks::run(&arguments),
         Verb::Sim(arguments) => sim::run(&arguments),
+        Verb::Testbed(arguments) => {
+            interrupt::cancel_on_signals().and_then(|cancel| testbed::run(&arguments, &cancel))
+        }
         Verb::Trace(arguments) => trace::run(&arguments),
     };
     match outcome {

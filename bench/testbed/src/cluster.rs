@@ -207,6 +207,21 @@ impl Cluster {
         name: &str,
         link: &Link,
     ) -> Result<&mut Volunteer, Error> {
+        self.add_volunteer_with(testbed, name, link, "")
+    }
+
+    /// As [`Cluster::add_volunteer`], with keys for its `dataplane.toml`, a line each, which stand before the tables.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails or the volunteer does not get ready.
+    pub fn add_volunteer_with(
+        &mut self,
+        testbed: &Testbed,
+        name: &str,
+        link: &Link,
+        settings: &str,
+    ) -> Result<&mut Volunteer, Error> {
         let host = testbed.host(name, link)?;
         let added = self.ctl(&["node", "add", name])?;
         let join = added["join"].as_str().ok_or_else(|| Error::Command {
@@ -224,7 +239,7 @@ impl Cluster {
                 stderr: joined.stderr.trim().to_owned(),
             });
         }
-        forget_with_the_process(&state)?;
+        configure(&state, settings)?;
         let mut volunteer = Volunteer { name: name.to_owned(), host, delivery, state, process: None };
         volunteer.start(&self.programs)?;
         self.volunteers.push(volunteer);
@@ -447,12 +462,13 @@ impl Volunteer {
     }
 }
 
-/// Has the volunteer pin nothing in the kernel: what is killed here must leave nothing on this machine.
-fn forget_with_the_process(state: &Path) -> Result<(), Error> {
+/// Adds keys to the configuration, and has the volunteer pin nothing in the kernel: what is killed here must leave
+/// nothing on this machine.
+fn configure(state: &Path, settings: &str) -> Result<(), Error> {
     let path = state.join("dataplane.toml");
     let failed = || Error::io(format!("writing {}", path.display()));
     let joined = std::fs::read_to_string(&path).map_err(failed())?;
-    std::fs::write(&path, format!("pins = \"off\"\n{joined}")).map_err(failed())
+    std::fs::write(&path, format!("pins = \"off\"\n{settings}\n{joined}")).map_err(failed())
 }
 
 /// The kernel takes some milliseconds to give up a dead process's ring, and with it the port: until then a

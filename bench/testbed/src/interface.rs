@@ -21,6 +21,14 @@ pub struct InterfaceCounters {
     pub tx_packets: u64,
 }
 
+impl InterfaceCounters {
+    /// All interfaces of the kernel's table (`/proc/net/dev`); lines that are none are left out.
+    #[must_use]
+    pub fn parse(table: &str) -> Vec<InterfaceCounters> {
+        parse(table)
+    }
+}
+
 /// Reads the counters of the calling thread's network namespace.
 pub(crate) fn read() -> Result<Vec<InterfaceCounters>, Error> {
     let text = fs::read_to_string(PATH).map_err(Error::io(format!("reading {PATH}")))?;

@@ -56,8 +56,17 @@ pub struct Link {
     pub(crate) interface: String,
     pub(crate) up: Option<Rate>,
     pub(crate) down: Option<Rate>,
-    pub(crate) queue: Duration,
+    pub(crate) queue: Queue,
     pub(crate) segments: bool,
+    pub(crate) delay: Duration,
+    pub(crate) loss_percent: f64,
+}
+
+/// How much may wait before a limited direction of a link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Queue {
+    Time(Duration),
+    Bytes(u64),
 }
 
 impl Link {
@@ -69,8 +78,10 @@ impl Link {
             interface: "eth0".to_owned(),
             up: None,
             down: None,
-            queue: QUEUE,
+            queue: Queue::Time(QUEUE),
             segments: false,
+            delay: Duration::ZERO,
+            loss_percent: 0.0,
         }
     }
 
@@ -97,7 +108,29 @@ impl Link {
     /// How long a packet may wait in a limited direction's queue before the queue drops (50 ms unless set).
     #[must_use]
     pub fn queue(mut self, time: Duration) -> Link {
-        self.queue = time;
+        self.queue = Queue::Time(time);
+        self
+    }
+
+    /// How many bytes may wait in a limited direction's queue before it drops, in place of a time.
+    #[must_use]
+    pub fn queue_bytes(mut self, bytes: u64) -> Link {
+        self.queue = Queue::Bytes(bytes);
+        self
+    }
+
+    /// How long each direction takes, where the kernel can delay packets ([`crate::Testbed::netem`]); else nothing.
+    #[must_use]
+    pub fn delay(mut self, time: Duration) -> Link {
+        self.delay = time;
+        self
+    }
+
+    /// The part of packets, 0 to 100, that each direction loses, where the kernel can lose them
+    /// ([`crate::Testbed::netem`]); else none.
+    #[must_use]
+    pub fn loss(mut self, percent: f64) -> Link {
+        self.loss_percent = percent;
         self
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
-use crate::link::{Link, Rate};
+use crate::link::{Link, Queue, Rate};
 
 /// Where iproute2 keeps named namespaces.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
@@ -106,11 +106,13 @@ pub(crate) struct Wire<'a> {
     pub(crate) host: &'a str,
     pub(crate) v4: &'a str,
     pub(crate) v6: &'a str,
+    /// Whether the kernel has what delays and loses.
+    pub(crate) netem: bool,
 }
 
 /// Lays a veth pair between a host and the hub and limits both directions.
 pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
-    let Wire { hub, network, port, host, v4, v6 } = wire;
+    let Wire { hub, network, port, host, v4, v6, netem } = wire;
     let name = link.interface.as_str();
     run("ip", &["-n", host, "link", "add", name, "type", "veth", "peer", "name", port, "netns", hub])?;
     run("ip", &["-n", hub, "link", "set", port, "master", &network.bridge, "up"])?;
@@ -125,24 +127,41 @@ pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
         run("ip", &["-n", host, "link", "set", name, "gso_max_segs", "1"])?;
         run("ip", &["-n", hub, "link", "set", port, "gso_max_segs", "1"])?;
     }
-    limit(host, name, link.up, link)?;
-    limit(hub, port, link.down, link)
+    shape(host, name, link.up, link, *netem)?;
+    shape(hub, port, link.down, link, *netem)
+}
+
+/// Delays and loses what leaves `device`, where that is wanted and can be had, and limits it.
+fn shape(netns: &str, device: &str, rate: Option<Rate>, link: &Link, netem: bool) -> Result<(), Error> {
+    if !netem || (link.delay.is_zero() && link.loss_percent == 0.0) {
+        return limit(netns, device, &["root"], rate, link);
+    }
+    // As tc-netem(8) has it: the limit hangs below.
+    let (delay, loss) = (format!("{}us", link.delay.as_micros()), format!("{}%", link.loss_percent));
+    let netem = ["root", "handle", "1:0", "netem", "delay", &delay, "loss", &loss, "limit", NETEM_PACKETS];
+    run("tc", &[&["-n", netns, "qdisc", "add", "dev", device], &netem[..]].concat())?;
+    limit(netns, device, &["parent", "1:1", "handle", "10:"], rate, link)
+}
+
+/// Whether the kernel can delay and lose packets; `netns` is a namespace of ours, whose loopback is tried.
+pub(crate) fn has_netem(netns: &str) -> Result<(), Error> {
+    run("tc", &["-n", netns, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"])?;
+    run("tc", &["-n", netns, "qdisc", "del", "dev", "lo", "root"])
 }
 
 /// Limits what leaves `device`; its queue drops what would wait longer than the link allows.
-fn limit(netns: &str, device: &str, rate: Option<Rate>, link: &Link) -> Result<(), Error> {
+fn limit(netns: &str, device: &str, place: &[&str], rate: Option<Rate>, link: &Link) -> Result<(), Error> {
     let Some(rate) = rate else { return Ok(()) };
     // A tick's worth of bytes at the slowest clock (100 Hz), and never less than one GSO packet.
     let burst = (rate.as_bytes_per_sec() / 100).max(BURST_BYTES_MIN);
-    let queue = rate.bytes_in(link.queue).max(QUEUE_BYTES_MIN) + burst;
+    let wanted = match link.queue {
+        Queue::Time(time) => rate.bytes_in(time),
+        Queue::Bytes(bytes) => bytes,
+    };
+    let queue = wanted.max(QUEUE_BYTES_MIN) + burst;
     let (rate, burst, queue) = (rate.tc(), burst.to_string(), queue.to_string());
-    run(
-        "tc",
-        &[
-            "-n", netns, "qdisc", "add", "dev", device, "root", "tbf", "rate", &rate, "burst", &burst,
-            "limit", &queue,
-        ],
-    )
+    let tbf = ["tbf", "rate", &rate, "burst", &burst, "limit", &queue];
+    run("tc", &[&["-n", netns, "qdisc", "add", "dev", device], place, &tbf[..]].concat())
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), Error> {
@@ -166,5 +185,7 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String, Error>
     })
 }
 
+/// Waiting in a delayed direction: enough for a second at 1 Gbit/s.
+const NETEM_PACKETS: &str = "100000";
 const BURST_BYTES_MIN: u64 = 64 * 1024;
 const QUEUE_BYTES_MIN: u64 = 32 * 1024;

@@ -69,6 +69,12 @@ impl Testbed {
         let state = options.state.unwrap_or_else(owner::default_state_dir);
         let run = Run::open(&state)?;
         let backend = choose(&run, options.loopback);
+        let netem = match &backend {
+            Backend::Namespaces => {
+                namespace::has_netem(&run.namespace(HUB)).map_err(|error| error.to_string())
+            }
+            Backend::Loopback { .. } => Err("there are no links of its own on loopback".to_owned()),
+        };
         let own_logs = options.logs.is_none();
         let logs = options.logs.unwrap_or_else(|| run.dir().join("logs"));
         // From here on `Drop` cleans up, also when one of the next steps fails.
@@ -76,6 +82,7 @@ impl Testbed {
             inner: Arc::new(Inner {
                 run,
                 backend,
+                netem,
                 logs,
                 own_logs,
                 cancel: options.cancel,
@@ -93,6 +100,15 @@ impl Testbed {
     #[must_use]
     pub fn backend(&self) -> &Backend {
         &self.inner.backend
+    }
+
+    /// Whether links delay and lose packets as they are asked to.
+    ///
+    /// # Errors
+    ///
+    /// Why they do not: as a rule the kernel has no netem.
+    pub fn netem(&self) -> Result<(), &str> {
+        self.inner.netem.as_ref().map(|&()| ()).map_err(String::as_str)
     }
 
     /// What ends every wait on this testbed.
@@ -177,6 +193,7 @@ impl Drop for Testbed {
 pub(crate) struct Inner {
     pub(crate) run: Run,
     backend: Backend,
+    netem: Result<(), String>,
     pub(crate) logs: PathBuf,
     own_logs: bool,
     pub(crate) cancel: Cancel,
@@ -238,6 +255,7 @@ impl Inner {
             host: netns,
             v4: &format!("{v4}/32"),
             v6: &format!("{v6}/128"),
+            netem: self.netem.is_ok(),
         };
         namespace::add_link(&wire, link)?;
         Ok(Addresses { v4, v6, network: Some(wires.clone()) })

@@ -1,0 +1,176 @@
+//! An experiment's hosts and programs, set up and ready: what `run` measures and `up` leaves standing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use freshet_testbed::cluster::{Cluster, Programs};
+use freshet_testbed::{Backend, Host, Link, Rate, Testbed};
+
+use super::content::Content;
+use super::experiment::{Experiment, HostGroup, Role};
+use super::quantity::Queue;
+
+/// Everything that stands; dropping it ends and removes all of it.
+pub(crate) struct Stand {
+    pub(crate) cluster: Cluster,
+    pub(crate) customers: Vec<Host>,
+    pub(crate) content: Content,
+    /// Where releases are made before they appear.
+    pub(crate) staging: PathBuf,
+    /// Where each volunteer tells its own figures, in the order of the volunteers.
+    pub(crate) metrics: Vec<String>,
+    /// What is not as the experiment asks for, in sentences.
+    pub(crate) caveats: Vec<String>,
+    // Last, so that nothing of it is used after it is gone.
+    pub(crate) testbed: Testbed,
+}
+
+impl Stand {
+    /// Sets it up; `programs` is the directory of control, ctl and dataplane, `told` hears what is being done.
+    pub(crate) fn set_up(
+        testbed: Testbed,
+        experiment: &Experiment,
+        programs: &Path,
+        told: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        let scratch = testbed.scratch()?;
+        let programs = Programs::in_directory(programs)?;
+        told("the repository");
+        let repository = scratch.join("repository");
+        let content = Content::make(&experiment.repository, &repository, experiment.seed)?;
+        let (states, staging) = (scratch.join("states"), scratch.join("staging"));
+        for directory in [&states, &staging] {
+            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        let heartbeat = experiment.control.heartbeat.duration().as_millis().to_string();
+        let mut arguments = vec!["--heartbeat-ms", &heartbeat, "--quiet-ms", "200"];
+        let sync_rate = experiment.control.sync_rate.map(|rate| rate.to_string());
+        arguments.extend(sync_rate.iter().flat_map(|rate| ["--sync-rate", rate]));
+        told("control");
+        let origin = experiment.members(Role::Origin);
+        let origin = origin.first().context("an experiment has an origin")?;
+        let link = link(origin.group, experiment.single_packets);
+        let mut cluster = Cluster::start(&testbed, &programs, &repository, &states, &link, &arguments)?;
+        for (knob, value) in &experiment.control.balance {
+            cluster.ctl(&["balance", "set", knob, value])?;
+        }
+        let mut metrics = Vec::new();
+        for member in experiment.members(Role::Volunteer) {
+            told(&member.name);
+            let mut settings = format!("interfaces = \"{INTERFACE}\"\nmetrics_listen = \"127.0.0.1:0\"\n");
+            if let Some(rate) = member.group.donated {
+                settings += &format!("donated_rate = \"{rate}\"\n");
+            }
+            let link = self::link(member.group, experiment.single_packets);
+            cluster.add_volunteer_with(&testbed, &member.name, &link, &settings)?;
+            metrics.push(metrics_url(&cluster, metrics.len())?);
+        }
+        let customers = experiment.members(Role::Customer);
+        let customers = customers
+            .iter()
+            .map(|member| {
+                let link = self::link(member.group, experiment.single_packets);
+                Ok(testbed.host(&member.name, &link)?)
+            })
+            .collect::<Result<Vec<Host>>>()?;
+        let caveats = caveats(&testbed, experiment);
+        Ok(Self { cluster, customers, content, staging, metrics, caveats, testbed })
+    }
+
+    /// Every host with its name, the origin first.
+    pub(crate) fn hosts(&self) -> Vec<Host> {
+        let volunteers = self.cluster.volunteers().iter().map(|volunteer| volunteer.host().clone());
+        let mut hosts = vec![self.cluster.origin().clone()];
+        hosts.extend(volunteers.chain(self.customers.iter().cloned()));
+        hosts
+    }
+
+    /// Which of the volunteers has this name.
+    pub(crate) fn volunteer(&self, name: &str) -> Result<usize> {
+        let place = self.cluster.volunteers().iter().position(|volunteer| volunteer.name() == name);
+        place.with_context(|| format!("there is no volunteer {name}"))
+    }
+
+    /// Kills a volunteer as a crash would.
+    pub(crate) fn lose(&mut self, name: &str) -> Result<()> {
+        let index = self.volunteer(name)?;
+        let volunteer = self.cluster.volunteer_mut(index).context("it was found a moment ago")?;
+        Ok(volunteer.kill()?)
+    }
+
+    /// Starts it again.
+    pub(crate) fn bring_back(&mut self, name: &str) -> Result<()> {
+        let index = self.volunteer(name)?;
+        self.cluster.start_volunteer(index)?;
+        self.metrics[index] = metrics_url(&self.cluster, index)?;
+        Ok(())
+    }
+
+    /// Whether every volunteer that runs is complete and takes customers.
+    pub(crate) fn is_synced(&self) -> Result<bool> {
+        let mirrors = self.cluster.mirrors()?;
+        let mut running = self.cluster.volunteers().iter().filter(|one| one.process().is_some());
+        Ok(running.all(|one| mirrors.iter().any(|mirror| mirror.name == one.name() && mirror.is_ready())))
+    }
+}
+
+/// Where a volunteer that has just been started tells its own figures.
+fn metrics_url(cluster: &Cluster, index: usize) -> Result<String> {
+    let process = cluster.volunteers()[index].process().context("it was started a moment ago")?;
+    let line = process.wait_for_line(METRICS_LINE, READY)?;
+    let (_, url) = line.split_once(METRICS_LINE).context("the line was found by this text")?;
+    Ok(format!("http://{}/metrics", url.trim()))
+}
+
+fn link(group: &HostGroup, single_packets: bool) -> Link {
+    let rate = |rate: freshet_api::BytesPerSec| Rate::bytes_per_sec(rate.0);
+    let mut link = Link::new().interface(INTERFACE).delay(group.delay.duration()).loss(group.loss.percent());
+    link = match group.queue {
+        Queue::Time(time) => link.queue(time.duration()),
+        Queue::Bytes(bytes) => link.queue_bytes(bytes.0),
+    };
+    if let Some(up) = group.up {
+        link = link.up(rate(up));
+    }
+    if let Some(down) = group.down {
+        link = link.down(rate(down));
+    }
+    if single_packets { link.single_packets() } else { link }
+}
+
+/// What these links do not have although it was asked for.
+fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
+    let mut caveats = Vec::new();
+    let wanted: Vec<&str> = experiment
+        .hosts
+        .iter()
+        .filter(|group| !group.delay.duration().is_zero() || !group.loss.is_zero())
+        .map(|group| group.name.as_str())
+        .collect();
+    if let (false, Err(why)) = (wanted.is_empty(), testbed.netem()) {
+        caveats.push(format!(
+            "The links of {} have no delay and no loss, although the experiment asks for them: this kernel cannot \
+             make any ({why}).",
+            wanted.join(", ")
+        ));
+    }
+    if let Backend::Loopback { why } = testbed.backend() {
+        caveats
+            .push(format!("Links have no rates and share one interface: the hosts are on loopback ({why})."));
+    }
+    if !experiment.single_packets {
+        caveats.push(
+            "Links carry packets of up to 64 KiB in one piece, which the kernel counts with one header: its counters \
+             show less than a wire would have, and less than ours."
+                .to_owned(),
+        );
+    }
+    caveats
+}
+
+/// What a host's link is called.
+pub(crate) const INTERFACE: &str = "eth0";
+const METRICS_LINE: &str = "metrics: http://";
+const READY: Duration = Duration::from_secs(30);
