@@ -32,7 +32,7 @@ use crate::registry::{RedbRegistry, Registry};
 use crate::reload::Reloader;
 use crate::routing::Routing;
 use crate::settings::Settings;
-use crate::swarm::{Swarm, SwarmOptions, SwarmRooms, SyncPacer};
+use crate::swarm::{SentElsewhere, Swarm, SwarmOptions, SwarmRooms, SyncPacer};
 use crate::sync_site::{SyncCounters, SyncSite};
 use crate::tracker::{MemoryTracker, Tracker};
 use crate::verify::Verifier;
@@ -152,7 +152,9 @@ impl Control {
         );
         let sockets = Sockets::take(&mut inherited);
         let restartable = sockets.all();
-        let (engine, api_socket, status_socket) = start_engine(&settings, &front_door, sync, sockets)?;
+        let sent_elsewhere = Arc::new(SentElsewhere::default());
+        let (engine, api_socket, status_socket) =
+            start_engine(&settings, &front_door, sync, sockets, &sent_elsewhere)?;
         let stats = Arc::new(OnceLock::from(engine.reader()));
         let api_server = ApiServer::bind(settings.api, api_socket, Some(Arc::clone(&identity.tls)))
             .await
@@ -202,6 +204,7 @@ impl Control {
             swarm: Arc::clone(&swarm),
             front_door,
             sync_counters,
+            sent_elsewhere,
             clock,
             operators: Operators::open(state, identity.operator_digest)?,
             audit: AuditLog::open(state)
@@ -376,6 +379,7 @@ fn start_engine(
     front_door: &Arc<FrontDoor>,
     sync: SyncSite,
     sockets: Sockets,
+    sent_elsewhere: &Arc<SentElsewhere>,
 ) -> anyhow::Result<Started> {
     let listener = |address, inherited, class: Class, site| Listener {
         address,
@@ -409,9 +413,9 @@ fn start_engine(
             connections_per_address_max: settings.connections_max,
             ..Limits::default()
         },
-        pacer: settings
-            .sync_rate
-            .map(|rate| Arc::new(SyncPacer::new(rate)) as Arc<dyn freshet_engine::Pacer>),
+        pacer: settings.sync_rate.map(|rate| {
+            Arc::new(SyncPacer::new(rate, Arc::clone(sent_elsewhere))) as Arc<dyn freshet_engine::Pacer>
+        }),
         observer: Some(Arc::new(observer)),
     };
     let running = server.start().context("cannot start the front door and the sync port")?;

@@ -605,20 +605,23 @@ impl Clients {
     fn new(credential: &Credential, classes: freshet_ebpf::Classes) -> Result<Self, Failure> {
         let tls = freshet_api::pin::client_config(credential.fingerprint).context("cannot set up TLS")?;
         let (tls, watch) = (Arc::new(tls), Arc::new(ClientWatch::new(classes)));
-        let dialer = |class: Class| {
-            Dialer::new(DialerOptions {
-                tls: Some(Arc::clone(&tls)),
-                meter: Some(watch.clone()),
-                ..DialerOptions::new(class.number())
-            })
+        let options = |class: Class| DialerOptions {
+            tls: Some(Arc::clone(&tls)),
+            meter: Some(watch.clone()),
+            ..DialerOptions::new(class.number())
         };
-        Ok(Self { control: dialer(Class::Control), sync: dialer(Class::Sync) })
+        // What control answers is small and made before it is sent: asking again is quicker than waiting on.
+        let control = DialerOptions { read_timeout: CONTROL_READ_TIMEOUT, ..options(Class::Control) };
+        Ok(Self { control: Dialer::new(control), sync: Dialer::new(options(Class::Sync)) })
     }
 
     fn control(&self, credential: &Credential) -> ControlClient {
         ControlClient::new(self.control.clone(), &credential.api).as_volunteer(&credential.credential)
     }
 }
+
+/// Between two parts of an answer of control.
+const CONTROL_READ_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Agent and sync wait for the network most of the time; the rings have threads of their own.
 const WORKERS: usize = 2;

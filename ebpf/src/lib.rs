@@ -18,8 +18,8 @@ pub use classes::{ClassError, Classes, MarkRule, Outgoing, PortClaim};
 pub use freshet_ebpf_abi::{ALL_CLASSES, CLASSES, Class, Config, Direction};
 pub use interfaces::{InterfaceChoice, InterfaceError};
 pub use kernel::{
-    Cleaned, KernelAccounting, KernelError, ProgramRuns, RunCost, RunTimes, cleanup, drop_capabilities,
-    test_run_cost,
+    Cleaned, EmptyPrograms, KernelAccounting, KernelError, ProgramRuns, RunCost, RunTimes, cleanup,
+    drop_capabilities, test_run_cost,
 };
 pub use reading::{Attachment, Epoch, Flow, InterfaceReading, ReadError, Reading, Source, Traffic};
 pub use sockets::{MeteredSocket, SocketAccounting, SocketMeter};

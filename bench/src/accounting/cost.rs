@@ -8,7 +8,7 @@ use freshet_ebpf::{Class, RunTimes, test_run_cost};
 use freshet_testbed::{Host, Link, Process, Program, Testbed};
 use serde::Serialize;
 
-use super::counter::Counter;
+use super::counter::{Counter, INTERFACE};
 use crate::spread::Spread;
 
 /// A packet in the kernel's test run (`BPF_PROG_TEST_RUN`).
@@ -39,6 +39,8 @@ pub(super) struct Throughput {
     pub(super) with: Spread,
     /// With by without, pair by pair.
     pub(super) ratio: Spread,
+    /// With counters by with programs that do nothing in their place, which leaves what the kernel takes for calling one.
+    pub(super) over_empty: Spread,
     /// The same of pairs without counters in both, which shows what is noise.
     pub(super) noise: Spread,
 }
@@ -90,29 +92,28 @@ impl Stage {
         Ok(ours.map(row).collect())
     }
 
-    /// Each load `rounds` times without, with and without counters.
+    /// Each load `rounds` times without counters, with programs that do nothing, with counters, and without again.
     pub(super) fn throughput(&self, rounds: u32) -> Result<Vec<Throughput>> {
         LOADS.iter().map(|load| self.pairs(load, rounds)).collect()
     }
 
     fn pairs(&self, load: &'static Load, rounds: u32) -> Result<Throughput> {
-        let (mut without, mut with, mut ratio, mut noise) = (vec![], vec![], vec![], vec![]);
+        let (mut without, mut with) = (vec![], vec![]);
+        let (mut ratio, mut over_empty, mut noise) = (vec![], vec![], vec![]);
         self.run(load)?;
-        for round in 0..rounds {
+        for round in 0..rounds as usize {
             eprintln!("{}: round {} of {rounds}", load.name, round + 1);
-            // What comes first takes turns, so that a drift of the machine favours neither.
-            let counted_first = round % 2 == 0;
-            let counted = |on: bool| -> Result<f64> {
-                let _counter = if on { Some(self.count()?) } else { None };
-                self.run(load)
-            };
-            let (first, second) = (counted(counted_first)?, counted(!counted_first)?);
-            let again = counted(false)?;
-            let (bare, own) = if counted_first { (second, first) } else { (first, second) };
+            let mut figures = [0.0; ARMS.len()];
+            // What comes first takes turns, so that a drift of the machine favours none.
+            for place in (0..ARMS.len()).map(|turn| (turn + round) % ARMS.len()) {
+                figures[place] = self.run_with(load, ARMS[place])?;
+            }
+            let [bare, empty, own, again] = figures;
             without.push(bare);
             with.push(own);
             ratio.push(own / bare);
-            noise.push(if counted_first { again / bare } else { bare / again });
+            over_empty.push(own / empty);
+            noise.push(again / bare);
         }
         let spread = |values: Vec<f64>| Spread::of(values).context("there is at least one round");
         Ok(Throughput {
@@ -121,8 +122,25 @@ impl Stage {
             without: spread(without)?,
             with: spread(with)?,
             ratio: spread(ratio)?,
+            over_empty: spread(over_empty)?,
             noise: spread(noise)?,
         })
+    }
+
+    fn run_with(&self, load: &Load, arm: Arm) -> Result<f64> {
+        match arm {
+            Arm::Bare => self.run(load),
+            Arm::Empty => {
+                let attached = self.server.on_seat(|| freshet_ebpf::EmptyPrograms::attach(INTERFACE))??;
+                let figure = self.run(load);
+                self.server.on_seat(move || drop(attached))?;
+                figure
+            }
+            Arm::Counted => {
+                let _counter = self.count()?;
+                self.run(load)
+            }
+        }
     }
 
     fn count(&self) -> Result<Counter> {
@@ -146,6 +164,16 @@ impl Stage {
         (load.figure)(&report["end"]).with_context(|| format!("iperf3 did not tell {}", load.unit))
     }
 }
+
+/// What is attached to the server's interface.
+#[derive(Clone, Copy)]
+enum Arm {
+    Bare,
+    Empty,
+    Counted,
+}
+
+const ARMS: [Arm; 4] = [Arm::Bare, Arm::Empty, Arm::Counted, Arm::Bare];
 
 /// Something that makes packets.
 struct Load {

@@ -140,7 +140,8 @@ impl Segments {
     }
 }
 
-const INTERFACE: &str = "eth0";
+/// A testbed host's own.
+pub(super) const INTERFACE: &str = "eth0";
 const SNMP: &str = "/proc/thread-self/net/snmp";
 /// The longest that stragglers (last ACKs, neighbour probes) are waited for.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);

@@ -98,7 +98,7 @@ impl Report {
             text.push_str(&format!("{}\n\n", timed.trim_fmt()));
         }
         if !self.throughput.is_empty() {
-            let header = ["load", "without", "with", "with / without", "without / without"];
+            let header = ["load", "without", "with", "with / without", "with / empty", "without / without"];
             let mut loads = table(&header, 1);
             for row in &self.throughput {
                 loads.add_row([
@@ -106,6 +106,7 @@ impl Report {
                     row.without.text(),
                     row.with.text(),
                     ratio(row.ratio),
+                    ratio(row.over_empty),
                     ratio(row.noise),
                 ]);
             }
@@ -136,6 +137,7 @@ impl Report {
         };
         let series = [
             ("with / without".to_owned(), points(|row| row.ratio)),
+            ("with / empty programs".to_owned(), points(|row| row.over_empty)),
             ("without / without".to_owned(), points(|row| row.noise)),
         ];
         let title = "Throughput with counters, and the noise";

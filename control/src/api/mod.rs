@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware;
+use axum::body::HttpBody as _;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use freshet_api::enrol::Fingerprint;
 use freshet_api::heartbeat::HOLDINGS_BYTES_MAX;
@@ -38,7 +40,7 @@ use crate::operators::Operators;
 use crate::registry::Registry;
 use crate::reload::Reloader;
 use crate::routing::Routing;
-use crate::swarm::Swarm;
+use crate::swarm::{SentElsewhere, Swarm};
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 use crate::verify::Verifier;
@@ -78,6 +80,8 @@ pub struct Parts {
     pub steward: Arc<Steward>,
     /// The sync port's counters.
     pub sync_counters: Arc<SyncCounters>,
+    /// What the sync port holds back for.
+    pub sent_elsewhere: Arc<SentElsewhere>,
     /// This process's clock.
     pub clock: Clock,
     /// Who may operate.
@@ -187,9 +191,12 @@ impl Api {
             .route("/v1/admin/publish/{walk}", get(admin::published))
             .layer(DefaultBodyLimit::max(ADMIN_BYTES_MAX))
             .layer(middleware::from_fn_with_state(Arc::clone(&self), operators::only_operators));
+        let swarm = volunteers.merge(polls).layer(middleware::from_fn_with_state(
+            Arc::clone(&self.parts.sent_elsewhere),
+            sent_to_volunteers,
+        ));
         Router::new()
-            .merge(volunteers)
-            .merge(polls)
+            .merge(swarm)
             .merge(holdings)
             .merge(operators)
             .fallback(problem::no_such_route)
@@ -236,6 +243,17 @@ impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts").field("addresses", &self.addresses).finish_non_exhaustive()
     }
+}
+
+/// Tells the sync port what leaves by its uplink here.
+async fn sent_to_volunteers(
+    State(sent): State<Arc<SentElsewhere>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    sent.note(response.body().size_hint().lower());
+    response
 }
 
 /// Bytes of a volunteer's message at most: a heartbeat with 20,000 numbers has about 220 kB.

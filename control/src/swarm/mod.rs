@@ -37,7 +37,7 @@ use crate::tracker::Tracker;
 pub(crate) use self::plan::collection;
 pub use self::release::{Release, Released};
 pub use self::shelf::{Kept, Shelf, Shown};
-pub use self::uplink::SyncPacer;
+pub use self::uplink::{SentElsewhere, SyncPacer};
 
 /// The swarm as the other rooms of control see it.
 pub struct Swarm {

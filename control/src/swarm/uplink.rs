@@ -1,8 +1,12 @@
 //! Holds the sync port to what the operator gives to it; customers at the front door are never slowed.
 //!
 //! The operator's figure counts bits on the wire, the engine counts payload: the difference is the headers of full
-//! segments. The decision is `freshet_policy::pacing`'s; here is only the clock.
+//! segments. What the API answers to volunteers (catalogues, descriptions of bundles, the tracker) leaves by the same
+//! uplink and is taken off, or the queue in front of it would stand full and drop what is small first. The decision is
+//! `freshet_policy::pacing`'s; here is only the clock.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use freshet_api::{BytesPerSec, Class};
@@ -15,13 +19,34 @@ use freshet_policy::pacing::{self, Pace, SharedPacer, Shares};
 pub struct SyncPacer {
     origin: Instant,
     sending: SharedPacer,
+    elsewhere: Arc<SentElsewhere>,
+}
+
+/// Bytes that volunteers got from another port of this host and that the sync port has not yet held back for.
+#[derive(Debug, Default)]
+pub struct SentElsewhere(AtomicU64);
+
+impl SentElsewhere {
+    /// Notes an answer with a body of `bytes`.
+    pub fn note(&self, bytes: u64) {
+        // Bounded, so that what nobody holds back for while nothing is copied does not stop what comes then.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| {
+            Some((owed + bytes + AROUND_BODY).min(OWED_MAX))
+        });
+    }
+
+    /// Whether `bytes` of the rate were used there, and are now accounted for.
+    fn settle(&self, bytes: u64) -> bool {
+        let less = |owed: u64| owed.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
 }
 
 impl SyncPacer {
-    /// At `rate` on the wire.
-    pub fn new(rate: BytesPerSec) -> Self {
+    /// At `rate` on the wire, of which what is sent `elsewhere` takes at most half.
+    pub fn new(rate: BytesPerSec, elsewhere: Arc<SentElsewhere>) -> Self {
         let payload = BytesPerSec((rate.0 as f64 * PAYLOAD) as u64);
-        Self { origin: Instant::now(), sending: SharedPacer::new(payload, Shares::NONE) }
+        Self { origin: Instant::now(), sending: SharedPacer::new(payload, Shares::NONE), elsewhere }
     }
 
     fn moment(&self, now: Instant) -> Moment {
@@ -36,7 +61,14 @@ impl Pacer for SyncPacer {
 
     fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant {
         let mut own = pacing::Place { end: place.end, bytes: place.bytes };
-        let pace = self.sending.take(class, want, &mut own, self.moment(now));
+        let mut pace = self.sending.take(class, want, &mut own, self.moment(now));
+        if let Pace::Bytes(bytes) = pace
+            && self.elsewhere.settle(bytes)
+        {
+            // These went out by the other port; the next grant is for whoever asks here.
+            own = pacing::Place::NOWHERE;
+            pace = self.sending.take(class, want, &mut own, self.moment(now));
+        }
         *place = Place { end: own.end, bytes: own.bytes };
         match pace {
             Pace::Bytes(bytes) => Grant::Bytes(bytes),
@@ -53,6 +85,9 @@ impl Pacer for SyncPacer {
 /// Payload of full segments on Ethernet, headers of TCP, IP and link counted.
 const PAYLOAD: f64 = 1448.0 / 1514.0;
 const WAIT_MIN: Duration = Duration::from_millis(1);
+/// TLS, the head of the response, and headers of the packets, about.
+const AROUND_BODY: u64 = 400;
+const OWED_MAX: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -60,7 +95,7 @@ mod tests {
 
     #[test]
     fn only_the_sync_port_is_held_to_the_rate() {
-        let pacer = SyncPacer::new(BytesPerSec(1_514_000));
+        let pacer = SyncPacer::new(BytesPerSec(1_514_000), Arc::default());
         assert!(pacer.unlimited(Class::Delivery.number()) && !pacer.unlimited(Class::Sync.number()));
         let (class, begun) = (Class::Sync.number(), Instant::now());
         let (mut now, mut sent, mut place) = (begun, 0u64, Place::default());
@@ -72,5 +107,30 @@ mod tests {
         }
         let secs = now.duration_since(begun).as_secs_f64();
         assert!((9.5..10.5).contains(&secs), "{secs}");
+    }
+
+    #[test]
+    fn what_the_api_sends_is_taken_off_up_to_half() {
+        let elsewhere = Arc::new(SentElsewhere::default());
+        let pacer = SyncPacer::new(BytesPerSec(1_514_000), Arc::clone(&elsewhere));
+        let class = Class::Sync.number();
+        let begun = Instant::now();
+        let sent_in = |from: u64, to: u64, noted: u64| {
+            let (mut now, mut sent, mut place) = (begun + Duration::from_secs(from), 0u64, Place::default());
+            elsewhere.note(noted);
+            while now < begun + Duration::from_secs(to) {
+                match pacer.take(class, 16 << 10, &mut place, now) {
+                    Grant::Bytes(bytes) => sent += bytes,
+                    Grant::Wait(wait) => now += wait,
+                }
+            }
+            sent as f64 / 1e6
+        };
+        let alone = sent_in(0, 2, 0);
+        assert!((2.7..3.1).contains(&alone), "{alone}");
+        let beside = sent_in(2, 4, 1_000_000);
+        assert!((1.7..2.1).contains(&beside), "{beside}");
+        let crowded = sent_in(4, 6, 4_000_000);
+        assert!((1.3..1.6).contains(&crowded), "{crowded}");
     }
 }

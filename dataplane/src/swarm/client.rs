@@ -20,6 +20,7 @@ use super::session::{End, Parts, Report, Session};
 use super::store::{self, Kept, PieceStore};
 use super::tracker::Tracker;
 use super::{Swarm, SwarmOptions};
+use crate::link::LinkError;
 use crate::mirror::{Mirror, Want, blocking};
 use crate::sync::FetchError;
 
@@ -284,7 +285,7 @@ impl<T: Tracker> Client<T> {
         let (tracker, mirror, kept) =
             (Arc::clone(&self.tracker), Arc::clone(&self.mirror), self.kept.clone());
         self.listing.spawn(async move {
-            let listed = match tracker.bundles().await {
+            let listed = match patiently(|| tracker.bundles()).await {
                 Ok(listed) => listed,
                 // What was being copied before a restart goes on, whether control is there or not.
                 Err(error) if known.is_empty() && !matches!(error, FetchError::Gone { .. }) => {
@@ -316,7 +317,8 @@ impl<T: Tracker> Client<T> {
         };
         if let Some(error) = unsaid {
             self.list_failures = self.list_failures.saturating_add(1);
-            self.list_at = now + self.swarm.options.list_apart.saturating_mul(1 << self.list_failures.min(4));
+            self.list_at =
+                now + self.swarm.options.list_apart.saturating_mul(1 << (self.list_failures - 1).min(4)) / 2;
             tracing::debug!(%error, kept = layouts.len(), "control did not say which bundles are being copied");
             let news = !layouts.is_empty();
             self.layouts.extend(layouts);
@@ -506,6 +508,20 @@ fn begun(mirror: &Mirror, kept: &Kept) -> Vec<Arc<Layout>> {
 }
 
 /// A bundle from this disk, or from control; `None` when it can't be used.
+/// Asks up to [`ATTEMPTS`] times while the answer stops coming, each time by a connection of its own: the way to an origin
+/// that is busy with a release loses packets, and a connection that lost several in a row waits long.
+async fn patiently<A, F: Future<Output = Result<A, FetchError>>>(
+    ask: impl Fn() -> F,
+) -> Result<A, FetchError> {
+    for _ in 1..ATTEMPTS {
+        match ask().await {
+            Err(FetchError::Link(LinkError::TimedOut { .. })) => {}
+            answered => return answered,
+        }
+    }
+    ask().await
+}
+
 async fn load<T: Tracker>(
     tracker: &T,
     mirror: &Arc<Mirror>,
@@ -519,7 +535,7 @@ async fn load<T: Tracker>(
     if here.is_some() {
         return Ok(here);
     }
-    let wire = match tracker.bundle(id).await {
+    let wire = match patiently(|| tracker.bundle(id)).await {
         Ok(wire) => wire,
         Err(FetchError::Gone { .. }) => return Ok(None),
         Err(error) => return Err(error),
@@ -559,6 +575,8 @@ const BUNDLES_MAX: usize = 64;
 /// Bundles from which something is fetched at once at most.
 const SESSIONS_MAX: usize = 3;
 const REPORTS_MAX: usize = 64;
+/// How often control is asked for a list or a description before what is wanted is fetched otherwise.
+const ATTEMPTS: u32 = 4;
 /// The wire form of a bundle within its directory.
 const DESCRIPTION: &str = "bundle";
 /// How long single contents are gathered before a session hears of them.

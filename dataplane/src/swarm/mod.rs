@@ -82,7 +82,7 @@ impl Default for SwarmOptions {
             local_retry: Duration::from_secs(10),
             sync_apart: Duration::from_millis(100),
             list_apart: Duration::from_secs(10),
-            list_within: Duration::from_secs(10),
+            list_within: Duration::from_secs(40),
             poll_within: Duration::from_secs(15),
             spare: Arc::new(|| None),
         }

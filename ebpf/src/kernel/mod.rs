@@ -32,7 +32,7 @@ use pins::PinDirectory;
 use ports::Ports;
 
 pub use capabilities::drop_capabilities;
-pub use cost::{ROUNDS, RunCost, test_run_cost};
+pub use cost::{EmptyPrograms, ROUNDS, RunCost, test_run_cost};
 pub use pins::{Cleaned, cleanup};
 pub use runs::{ProgramRuns, RunTimes};
 
