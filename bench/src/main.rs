@@ -4,6 +4,7 @@
 mod accounting;
 mod catalogue;
 mod chunks;
+mod claims;
 mod columns;
 mod ground;
 mod interrupt;
@@ -15,6 +16,7 @@ mod serve;
 mod sim;
 mod spread;
 mod sync;
+mod tally;
 mod testbed;
 mod trace;
 
@@ -24,7 +26,8 @@ use clap::{Parser, Subcommand};
 
 /// Measures Freshet against named peers in the same run, and writes a table, JSON and plots.
 ///
-/// Exit status: 0 measured; 1 something failed; 2 wrong usage.
+/// Exit status: 0 measured; 1 something failed; 2 wrong usage. Of `claims` also 3, something that it needs is missing, and
+/// 4, a claim does not hold.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, max_term_width = 100)]
 struct Arguments {
@@ -48,6 +51,9 @@ enum Verb {
     Sync(sync::Arguments),
     /// What a catalogue of 2.2 million files costs: bytes on the wire, time to load, memory of volunteer and control.
     Catalogue(catalogue::Arguments),
+    /// The claims of the paper that Freshet goes back to, measured again on the real programs: claimed beside measured, as
+    /// a table and one HTML file. A quarter of an hour; needs root, rsync, aria2, xorriso.
+    Claims(claims::Arguments),
     /// Which chunk size keeps mirrors current, on consecutive versions of real packages: what is found, and how a swarm
     /// moves the rest.
     Chunks(chunks::Arguments),
@@ -73,6 +79,13 @@ fn main() -> ExitCode {
             interrupt::cancel_on_signals().and_then(|cancel| sync::run(&arguments, &cancel))
         }
         Verb::Catalogue(arguments) => catalogue::run(&arguments),
+        Verb::Claims(arguments) => {
+            let run = interrupt::cancel_on_signals().and_then(|cancel| claims::run(&arguments, &cancel));
+            match run {
+                Ok(status) => return status,
+                Err(error) => Err(error),
+            }
+        }
         Verb::Chunks(arguments) => chunks::run(&arguments),
         Verb::Sim(arguments) => sim::run(&arguments),
         Verb::Testbed(arguments) => {

@@ -20,8 +20,9 @@ use anyhow::{Context as _, Result, ensure};
 use freshet_api::Bytes;
 use freshet_policy::swarm::piece_size;
 
-use self::pairs::Pair;
-use self::report::{Found, Report, Way};
+use self::pairs::{Fetch, Pair};
+use self::report::Found;
+pub(crate) use self::report::{Report, Way};
 use self::swarm::{Field, HEAD_BYTES};
 
 /// Options of `bench chunks`.
@@ -76,7 +77,33 @@ impl Size {
 /// # Errors
 /// When there is nothing to measure, or a file cannot be read or the report written.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let pairs = gather(arguments)?;
+    let report = measure(arguments, &gather(arguments)?)?;
+    fs::create_dir_all(&arguments.out)?;
+    fs::write(arguments.out.join("report.json"), serde_json::to_string_pretty(&report)?)?;
+    fs::write(arguments.out.join("chunks.svg"), report.plot()?)?;
+    print!("{}", report.table());
+    println!("report: {}", arguments.out.display());
+    Ok(())
+}
+
+/// The same for other measurements: of all that the package managers offer the smaller packages only, and a swarm as
+/// when nothing is given.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn of_small_packages() -> Result<Report> {
+    #[derive(clap::Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+    let Defaults { arguments } = clap::Parser::try_parse_from(["chunks"])?;
+    let mut pairs = pairs::fetched(&versions()?, Fetch::Small, &mut |step| eprintln!("{step}"))?;
+    pairs.retain(|pair| fs::metadata(&pair.new).is_ok_and(|new| new.len() <= SMALL_BYTES_MAX));
+    measure(&arguments, &pairs)
+}
+
+fn measure(arguments: &Arguments, pairs: &[Pair]) -> Result<Report> {
     let field = Field {
         mirrors: arguments.mirrors,
         rate: f64::from(arguments.mbit) * 125_000.0,
@@ -84,7 +111,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut kinds: BTreeMap<String, Found> = BTreeMap::new();
     let mut all = Found::new(SIZES.len());
-    for pair in &pairs {
+    for pair in pairs {
         let found = compare(pair)?;
         eprintln!("{}: {}", pair.name, found.line());
         kinds.entry(pair.kind.clone()).or_insert_with(|| Found::new(SIZES.len())).add(&found);
@@ -105,24 +132,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let listed = all.moved as f64 + (all.moved / grid + 1) as f64 * HASH_BYTES;
     ways.push(way(&field, label, all.moved, listed, grid));
     let sizes: Vec<String> = SIZES.iter().map(|size| size.label()).collect();
-    let report = Report { field, files: pairs.len(), sizes, kinds, all, ways };
-    fs::create_dir_all(&arguments.out)?;
-    fs::write(arguments.out.join("report.json"), serde_json::to_string_pretty(&report)?)?;
-    fs::write(arguments.out.join("chunks.svg"), report.plot()?)?;
-    print!("{}", report.table());
-    println!("report: {}", arguments.out.display());
-    Ok(())
+    Ok(Report { field, files: pairs.len(), sizes, kinds, all, ways })
 }
 
 fn gather(arguments: &Arguments) -> Result<Vec<Pair>> {
     if arguments.pair.is_empty() {
-        let program = std::env::current_exe()?;
-        let target = program.ancestors().nth(2).context("expected this program in a target directory")?;
-        return pairs::fetched(&target.join("freshet/versions"), &mut |step| eprintln!("{step}"));
+        return pairs::fetched(&versions()?, Fetch::All, &mut |step| eprintln!("{step}"));
     }
     let (pairs, _) = arguments.pair.as_chunks::<2>();
     let given = pairs.iter().map(|[old, new]| pairs::given(old, new)).collect::<Result<Vec<_>>>()?;
     Ok(given.into_iter().flatten().collect())
+}
+
+/// Where versions that were fetched are kept.
+fn versions() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(2).context("expected this program in a target directory")?;
+    Ok(target.join("freshet/versions"))
 }
 
 /// What of a file is found in its older version.
@@ -177,6 +203,8 @@ fn way(field: &Field, label: String, left: u64, listed: f64, piece: u64) -> Way 
     }
 }
 
+/// What is taken when small packages will do.
+const SMALL_BYTES_MAX: u64 = 10_000_000;
 /// A chunk's hash, and the sum by which it is looked for.
 const HASH_BYTES: f64 = 36.0;
 

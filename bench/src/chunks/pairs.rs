@@ -19,6 +19,15 @@ pub(super) struct Pair {
     pub(super) new: PathBuf,
 }
 
+/// How much of what is known to have consecutive versions is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetch {
+    /// All of it.
+    All,
+    /// Some small packages of each kind.
+    Small,
+}
+
 /// The pairs of two files, or of two directories: by the same relative path, else by the name without its version.
 ///
 /// # Errors
@@ -53,7 +62,7 @@ pub(super) fn given(old: &Path, new: &Path) -> Result<Vec<Pair>> {
 ///
 /// # Errors
 /// When none can be had; the error says what was tried and what to do.
-pub(super) fn fetched(cache: &Path, say: &mut dyn FnMut(&str)) -> Result<Vec<Pair>> {
+pub(super) fn fetched(cache: &Path, fetch: Fetch, say: &mut dyn FnMut(&str)) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     let mut troubles = Vec::new();
     let mut take = |what: &str, outcome: Result<Option<Pair>>| match outcome {
@@ -64,11 +73,16 @@ pub(super) fn fetched(cache: &Path, say: &mut dyn FnMut(&str)) -> Result<Vec<Pai
         }
     };
     for (name, old, new) in WHEELS {
-        take(name, wheels(cache, name, old, new).map(Some));
+        if fetch == Fetch::All || SMALL.contains(name) {
+            take(name, wheels(cache, name, old, new).map(Some));
+        }
     }
     match madison() {
         Ok(versions) => {
             for (name, versions) in versions {
+                if fetch == Fetch::Small && !SMALL.contains(&name.as_str()) {
+                    continue;
+                }
                 if let [new, old, ..] = versions.as_slice() {
                     take(&name, packages(cache, &name, old, new).map(Some));
                 }
@@ -217,6 +231,29 @@ const WHEELS: &[(&str, &str, &str)] = &[
     ("pip", "24.3", "24.3.1"),
     ("setuptools", "75.5.0", "75.6.0"),
     ("cryptography", "44.0.1", "44.0.2"),
+];
+/// Of wheels and packages, those that are small.
+const SMALL: &[&str] = &[
+    "django",
+    "sqlalchemy",
+    "pip",
+    "setuptools",
+    "cryptography",
+    "bind9-libs",
+    "bsdutils",
+    "curl",
+    "libcurl4",
+    "libexpat1",
+    "libnss3",
+    "libpq5",
+    "libpython3.11-stdlib",
+    "libssl3",
+    "libxml2",
+    "openssh-client",
+    "openssl",
+    "perl-base",
+    "sudo",
+    "wget",
 ];
 const PLATFORM: &str = "manylinux2014_x86_64";
 const PYTHON: &str = "3.12";

@@ -11,26 +11,26 @@ use crate::plot::Groups;
 
 /// All that was measured.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub(super) field: Field,
-    pub(super) files: usize,
+    pub(crate) files: usize,
     /// The chunk sizes that were tried.
     pub(super) sizes: Vec<String>,
     pub(super) kinds: BTreeMap<String, Found>,
-    pub(super) all: Found,
+    pub(crate) all: Found,
     /// One per size, and ours last.
-    pub(super) ways: Vec<Way>,
+    pub(crate) ways: Vec<Way>,
 }
 
 /// What was found of some files in their older versions. Lists have an entry per chunk size.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Of the files that changed.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Files that did not.
     pub(super) identical: u64,
     /// Bytes that chunks of the older versions make up.
-    pub(super) found: Vec<u64>,
+    pub(crate) found: Vec<u64>,
     /// Chunks of the new versions.
     pub(super) chunks: Vec<u64>,
     /// Bytes of patches against the older versions.
@@ -41,20 +41,20 @@ pub(super) struct Found {
 
 /// One way to bring the new versions to the mirrors.
 #[derive(Debug, Serialize)]
-pub(super) struct Way {
-    pub(super) label: String,
+pub(crate) struct Way {
+    pub(crate) label: String,
     pub(super) piece: u64,
     /// Bytes that are not found, per mirror.
-    pub(super) left: u64,
+    pub(crate) left: u64,
     /// Per mirror.
     pub(super) requests: u64,
     /// Hashes and heads, per byte that is not found.
-    pub(super) overhead: f64,
+    pub(crate) overhead: f64,
     /// The shortest time possible over the time that it takes.
-    pub(super) efficiency: f64,
+    pub(crate) efficiency: f64,
     pub(super) copies: f64,
     /// Until the last mirror has all.
-    pub(super) secs: f64,
+    pub(crate) secs: f64,
 }
 
 impl Found {
@@ -145,7 +145,7 @@ impl Report {
     }
 
     /// Shares by chunk size, with ours as the last group.
-    pub(super) fn plot(&self) -> Result<String> {
+    pub(crate) fn plot(&self) -> Result<String> {
         let labels: Vec<String> = self.ways.iter().map(|way| way.label.clone()).collect();
         let bytes = self.all.bytes.max(1) as f64;
         let point = |value: f64| Some([value; 3]);

@@ -27,6 +27,12 @@ impl Counters {
         }
     }
 
+    /// Adds those of another experiment, whose hosts get `before` before their names.
+    pub(crate) fn extend(&mut self, before: &str, others: Counters) {
+        self.rows
+            .extend(others.rows.into_iter().map(|row| Row { host: format!("{before}{}", row.host), ..row }));
+    }
+
     /// Whether nothing was added.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -54,6 +54,11 @@ fn section(page: &mut String, section: &Section) {
                 table(page, one);
                 Ok(())
             }
+            Block::Folded { summary, table: one } => {
+                let _ = writeln!(page, "<details>\n<summary>{}</summary>", escaped(summary));
+                table(page, one);
+                writeln!(page, "</details>")
+            }
             Block::Claims(all) => {
                 claims(page, all);
                 Ok(())

@@ -91,6 +91,20 @@ impl Document {
         self.sections.last_mut().expect("one was pushed")
     }
 
+    /// Opens a section that stands before all others.
+    pub(crate) fn lead(&mut self, heading: &str) -> &mut Section {
+        self.sections.insert(0, Section { heading: heading.to_owned(), blocks: Vec::new() });
+        &mut self.sections[0]
+    }
+
+    /// The section that was opened last.
+    ///
+    /// # Panics
+    /// When none was.
+    pub(crate) fn latest(&mut self) -> &mut Section {
+        self.sections.last_mut().expect("a section was opened")
+    }
+
     /// Puts a line of its own into the JSON lines, beside those of tables and claims.
     ///
     /// # Errors
@@ -143,7 +157,9 @@ impl Document {
             for block in &section.blocks {
                 match block {
                     Block::Claims(claims) => lines.extend(claims.iter().map(Claim::json)),
-                    Block::Table(table) => lines.extend(table.json(&section.heading)),
+                    Block::Table(table) | Block::Folded { table, .. } => {
+                        lines.extend(table.json(&section.heading))
+                    }
                     Block::Prose(_) | Block::Figure { .. } | Block::Text { .. } => {}
                 }
             }
@@ -167,6 +183,7 @@ enum Block {
     Claims(Vec<Claim>),
     Figure { caption: String, svg: String },
     Text { summary: String, text: String },
+    Folded { summary: String, table: Table },
 }
 
 impl Section {
@@ -193,6 +210,23 @@ impl Section {
     /// Adds a plot: SVG as `crate::plot` makes it, which is put into the page as it is.
     pub(crate) fn figure(&mut self, caption: &str, svg: &str) -> &mut Section {
         self.blocks.push(Block::Figure { caption: caption.to_owned(), svg: svg.to_owned() });
+        self
+    }
+
+    /// Adds our counters beside the harness's, and says whether they agree; nothing where nobody counted.
+    pub(crate) fn counters(&mut self, counters: &Counters) -> &mut Section {
+        if counters.is_empty() {
+            return self;
+        }
+        let verdict = if counters.agree() { "agree" } else { "do not agree" };
+        self.prose(&format!(
+            "The volunteers' own counters and the harness's {verdict} within 0.1 %: they differ by at most {:.4} %.",
+            counters.worst() * 100.0
+        ));
+        self.blocks.push(Block::Folded {
+            summary: "Every interface, by both counts".to_owned(),
+            table: counters.table("Bytes since the experiment's beginning"),
+        });
         self
     }
 

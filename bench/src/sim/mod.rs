@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+pub(crate) use self::metrics::Outcome;
 use self::report::{Report, Variant};
 use self::scenario::Scenario;
 
@@ -86,6 +87,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", directory.display());
     }
     Ok(())
+}
+
+/// One run of a scenario that comes with the program, for other measurements: so many simulated seconds of it.
+///
+/// # Errors
+/// When there is no such scenario.
+pub(crate) fn built_in(name: &str, seconds: f64, seed: u64) -> Result<Outcome> {
+    let mut scenario = Scenario::load(name)?;
+    scenario.seconds = seconds;
+    world::simulate(&scenario, seed)
 }
 
 /// The scenario with what the command line says differently.

@@ -22,16 +22,30 @@ use freshet_testbed::cluster::Cluster;
 use freshet_testbed::{Host, Process, Program};
 use serde_json::Value;
 
+/// A port of a volunteer that a relay may stand before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// Where other mirrors fetch pieces.
+    Sync,
+    /// Where customers fetch files.
+    Delivery,
+}
+
 /// A relay that changes pieces on their way; dropping it ends it.
-pub(super) struct Liar {
+pub(crate) struct Liar {
     stop: Arc<AtomicBool>,
     spoiled: Arc<AtomicU64>,
     accepting: Option<JoinHandle<()>>,
 }
 
 impl Liar {
-    /// Puts a relay before a volunteer's sync port, which is restarted for it.
-    pub(super) fn make(cluster: &mut Cluster, index: usize, truth_to: Option<IpAddr>) -> Result<Liar> {
+    /// Puts a relay before a volunteer's port, which is restarted for it. Whoever is at `truth_to` gets what is right.
+    pub(crate) fn make(
+        cluster: &mut Cluster,
+        index: usize,
+        port: Port,
+        truth_to: Option<IpAddr>,
+    ) -> Result<Liar> {
         let volunteer = cluster.volunteer_mut(index).context("there is no such volunteer")?;
         let host = volunteer.host().clone();
         let address = host.addr()?;
@@ -40,14 +54,21 @@ impl Liar {
         let before = listener.local_addr()?;
         let path = volunteer.state().join("dataplane.toml");
         let joined = fs::read_to_string(&path)?;
-        fs::write(
-            &path,
-            format!("sync_listen = \"{behind}\"\nsync_public_url = \"http://{before}\"\n{joined}"),
-        )?;
+        let (behind, changed) = match port {
+            Port::Sync => (
+                behind,
+                format!("sync_listen = \"{behind}\"\nsync_public_url = \"http://{before}\"\n{joined}"),
+            ),
+            // The daemon stays where it is; only who is sent there is sent to the relay.
+            Port::Delivery => {
+                (volunteer.delivery(), replaced(&joined, "public_url", &format!("http://{before}"))?)
+            }
+        };
+        fs::write(&path, changed)?;
         volunteer.kill()?;
         cluster.start_volunteer(index)?;
         let (stop, spoiled) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let relay = Relay { host, behind, truth_to, spoiled: Arc::clone(&spoiled) };
+        let relay = Relay { host, behind, port, truth_to, spoiled: Arc::clone(&spoiled) };
         listener.set_nonblocking(true)?;
         let until = Arc::clone(&stop);
         let accepting = thread::spawn(move || relay.accept(&listener, &until));
@@ -55,7 +76,7 @@ impl Liar {
     }
 
     /// Pieces that it has changed.
-    pub(super) fn spoiled(&self) -> u64 {
+    pub(crate) fn spoiled(&self) -> u64 {
         self.spoiled.load(Ordering::Relaxed)
     }
 }
@@ -74,6 +95,7 @@ impl Drop for Liar {
 struct Relay {
     host: Host,
     behind: SocketAddr,
+    port: Port,
     truth_to: Option<IpAddr>,
     spoiled: Arc<AtomicU64>,
 }
@@ -114,12 +136,13 @@ impl Relay {
         let _ = whole();
     }
 
-    /// Passes one answer after the other on; of a part of a file the first byte is changed.
+    /// Passes one answer after the other on; of a part of a file the first byte is changed, for customers of a whole one
+    /// too.
     fn answers(&self, mut from: &TcpStream, mut to: &TcpStream, lies: bool) -> std::io::Result<()> {
         let mut buffer = Vec::new();
         let mut part = vec![0; 64 << 10];
         loop {
-            let (head, length, is_part) = loop {
+            let (head, length, code) = loop {
                 if let Some(found) = head_of(&buffer) {
                     break found;
                 }
@@ -131,7 +154,8 @@ impl Relay {
             to.write_all(&buffer[..head])?;
             buffer.drain(..head);
             let mut left = length;
-            let mut spoil = lies && is_part;
+            let content = code == 206 || (code == 200 && self.port == Port::Delivery);
+            let mut spoil = lies && content;
             while left > 0 {
                 if buffer.is_empty() {
                     let read = from.read(&mut part)?;
@@ -153,15 +177,28 @@ impl Relay {
     }
 }
 
-/// Where the head of an answer ends, how long its body is, and whether that is a part of a file.
-fn head_of(buffer: &[u8]) -> Option<(usize, u64, bool)> {
+/// A configuration with another value of a key that it has.
+fn replaced(text: &str, key: &str, value: &str) -> Result<String> {
+    let own = |line: &str| line.split_once('=').is_some_and(|(name, _)| name.trim() == key);
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| if own(line) { format!("{key} = \"{value}\"") } else { line.to_owned() })
+        .collect();
+    if !text.lines().any(own) {
+        bail!("expected `{key}` in a volunteer's configuration");
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
+/// Where the head of an answer ends, how long its body is, and its status.
+fn head_of(buffer: &[u8]) -> Option<(usize, u64, u16)> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut answer = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(head) = answer.parse(buffer).ok()? else { return None };
-    let is_part = answer.code == Some(206);
+    let code = answer.code?;
     let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
-    Some((head, length.unwrap_or(0), is_part))
+    Some((head, length.unwrap_or(0), code))
 }
 
 /// The number that a volunteer has.
@@ -214,7 +251,15 @@ mod tests {
     fn a_head_is_read_when_it_is_whole() {
         let text = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 17\r\n\r\nbody";
         assert_eq!(head_of(&text[..20]), None);
-        assert_eq!(head_of(text), Some((text.len() - 4, 17, true)));
-        assert_eq!(head_of(b"HTTP/1.1 404 Not Found\r\n\r\n"), Some((26, 0, false)));
+        assert_eq!(head_of(text), Some((text.len() - 4, 17, 206)));
+        assert_eq!(head_of(b"HTTP/1.1 404 Not Found\r\n\r\n"), Some((26, 0, 404)));
+    }
+
+    #[test]
+    fn a_key_is_replaced_and_no_other() {
+        let text = "pins = \"off\"\npublic_url = \"a\"\n#public_url = \"c\"\nsync_public_url = \"d\"\n";
+        let changed = replaced(text, "public_url", "b").unwrap();
+        assert_eq!(changed, text.replace("public_url = \"a\"", "public_url = \"b\""));
+        assert!(replaced("x = 1\n", "public_url", "b").is_err());
     }
 }

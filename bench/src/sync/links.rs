@@ -9,6 +9,8 @@ use serde::Serialize;
 pub(super) struct Links {
     pub(super) origin: u64,
     pub(super) mirrors: Vec<u64>,
+    /// Whether they carry single packets, so that the kernel's counters are those of a wire.
+    pub(super) single_packets: bool,
 }
 
 impl Links {
@@ -17,15 +19,20 @@ impl Links {
         let ratio = to as f64 / from as f64;
         let steps = (count.max(2) - 1) as f64;
         let rate = |number: usize| (from as f64 * ratio.powf(number as f64 / steps)).round() as u64;
-        Self { origin, mirrors: (0..count).map(rate).collect() }
+        Self { origin, mirrors: (0..count).map(rate).collect(), single_packets: false }
     }
 
     pub(super) fn origin_link(&self) -> Link {
-        Link::new().rate(Rate::mbit(self.origin))
+        self.link(self.origin)
     }
 
     pub(super) fn mirror_links(&self) -> impl Iterator<Item = Link> + '_ {
-        self.mirrors.iter().map(|&mbit| Link::new().rate(Rate::mbit(mbit)))
+        self.mirrors.iter().map(|&mbit| self.link(mbit))
+    }
+
+    fn link(&self, mbit: u64) -> Link {
+        let link = Link::new().rate(Rate::mbit(mbit));
+        if self.single_packets { link.single_packets() } else { link }
     }
 
     /// Seconds that `bytes` of payload take at least to be on every mirror.

@@ -7,14 +7,15 @@
 //! 2006), for links that carry headers too.
 
 mod content;
-mod liar;
+pub(crate) mod liar;
 mod links;
 mod report;
 mod rsync;
 mod scenario;
 mod swarm;
 mod torrent;
-mod usage;
+mod trial;
+pub(crate) mod usage;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,8 +26,11 @@ use freshet_testbed::{Cancel, Host, Testbed};
 
 use self::content::Content;
 use self::links::Links;
-use self::report::{Outcome, Report};
+pub(crate) use self::report::Outcome;
+use self::report::Report;
+pub(crate) use self::scenario::changes;
 use self::swarm::Lies;
+pub(crate) use self::trial::{Ran, Trial};
 use crate::ground;
 
 /// Options of `bench sync`.
@@ -233,6 +237,7 @@ fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: Option<f64>, prepare
         cpu_secs,
         finished,
         lied: None,
+        counted: None,
     }
 }
 

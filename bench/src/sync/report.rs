@@ -11,6 +11,7 @@ use super::content::Content;
 use super::links::Links;
 use crate::columns::table;
 use crate::plot::Groups;
+use crate::report::Counters;
 use crate::spread::Spread;
 
 /// All that was measured.
@@ -33,13 +34,13 @@ struct Row {
 
 /// One contender in one round.
 #[derive(Debug, Serialize)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// From the moment when mirrors could begin until the last was complete.
-    pub(super) last_secs: f64,
+    pub(crate) last_secs: f64,
     pub(super) first_secs: f64,
     /// Before that: checksums, pieces, telling the volunteers. The others have no such step.
-    pub(super) prepared_secs: f64,
-    pub(super) origin_bytes: u64,
+    pub(crate) prepared_secs: f64,
+    pub(crate) origin_bytes: u64,
     pub(super) mirror_received: Vec<u64>,
     pub(super) mirror_sent: Vec<u64>,
     /// Of all processes on all hosts together, where it can be had.
@@ -49,6 +50,9 @@ pub(super) struct Outcome {
     /// What became of those that lied, where some did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lied: Option<Lied>,
+    /// The volunteers' own counters beside the harness's, where volunteers counted.
+    #[serde(skip)]
+    pub(crate) counted: Option<Counters>,
 }
 
 /// Volunteers that sent wrong pieces, and what came of it. No honest one was banned, or had or gave a wrong byte:
@@ -67,7 +71,7 @@ pub(super) struct Lied {
 }
 
 impl Outcome {
-    pub(super) fn line(&self, contender: Contender) -> String {
+    pub(crate) fn line(&self, contender: Contender) -> String {
         let cpu = self.cpu_secs.map_or_else(String::new, |seconds| format!(", CPU {seconds:.1} s"));
         let lied = self.lied.as_ref().map_or_else(String::new, |lied| {
             let banned: Vec<String> =

@@ -21,25 +21,27 @@ use super::links::Links;
 use super::{Arguments, Course, Meter, NEEDED, Passed, swarm};
 use crate::columns::table;
 use crate::ground;
+use crate::report::Counters;
+use crate::tally::Tally;
 
 /// What one change cost.
 #[derive(Debug, Serialize)]
-struct Cost {
-    change: &'static str,
+pub(crate) struct Cost {
+    pub(crate) change: &'static str,
     /// Bytes of the files that are new or changed by it.
     changed_bytes: u64,
     /// What that is set beside: of what is only named anew, all of it.
-    beside_bytes: u64,
-    origin_sent: u64,
+    pub(crate) beside_bytes: u64,
+    pub(crate) origin_sent: u64,
     /// The mean over the mirrors.
-    mirror_received: f64,
+    pub(crate) mirror_received: f64,
     /// Payload that the origin's sync port sent.
     payload: u64,
     /// What a mirror receives in the same time when nothing changes.
-    idle_received: f64,
-    secs: f64,
+    pub(crate) idle_received: f64,
+    pub(crate) secs: f64,
     /// Parts of `beside_bytes` that a mirror may receive.
-    most: f64,
+    pub(crate) most: f64,
 }
 
 /// Makes all changes and writes what they cost.
@@ -50,6 +52,41 @@ pub(super) fn run(
     scratch: &Path,
     cancel: &Cancel,
 ) -> Result<()> {
+    let timeout = Duration::from_secs(arguments.timeout);
+    let measured = measure(programs, links, arguments.origin_copies, timeout, scratch, cancel)?;
+    print!("{}", shown(links, &measured.costs));
+    fs::create_dir_all(&arguments.out)?;
+    fs::write(arguments.out.join("changes.json"), serde_json::to_string_pretty(&measured.costs)?)?;
+    println!("report: {}", arguments.out.join("changes.json").display());
+    Ok(())
+}
+
+/// The same for other measurements: so many mirrors at so many Mbit/s; with the volunteers' counters.
+pub(crate) fn changes(
+    programs: &Path,
+    mirrors: usize,
+    mbit: u64,
+    scratch: &Path,
+    cancel: &Cancel,
+) -> Result<(Vec<Cost>, Counters)> {
+    let links = Links { single_packets: true, ..Links::new(mirrors, mbit, mbit, mbit) };
+    let measured = measure(programs, &links, None, CHANGE_MAX, scratch, cancel)?;
+    Ok((measured.costs, measured.counted))
+}
+
+struct Measured {
+    costs: Vec<Cost>,
+    counted: Counters,
+}
+
+fn measure(
+    programs: &Path,
+    links: &Links,
+    origin_copies: Option<u32>,
+    timeout: Duration,
+    scratch: &Path,
+    cancel: &Cancel,
+) -> Result<Measured> {
     let repository = scratch.join("repository");
     let content = Content::gather(&repository, Selection::Many, u64::MAX)?;
     if !content.is_real() {
@@ -63,33 +100,29 @@ pub(super) fn run(
     let testbed = ground::namespaces(cancel, NEEDED)?;
     let directory = scratch.join("run");
     fs::create_dir(&directory)?;
-    let timeout = Duration::from_secs(arguments.timeout);
     let course = Course {
         testbed: &testbed,
         links,
         content: &content,
         programs,
         directory: &directory,
-        origin_copies: arguments.origin_copies,
+        origin_copies,
         timeout,
     };
     let cluster = swarm::start(&course, &repository)?;
     let bench = Bench { cluster: &cluster, repository: &repository, timeout, cancel };
     bench.until_current()?;
+    let tally = Tally::begin(&cluster, cancel)?;
     let idle = bench.idle()?;
     eprintln!("all mirrors have it; a mirror that nothing changes for receives {idle:.0} B/s");
 
-    let costs = [
+    let costs = vec![
         bench.cost("1 in 100 packages exchanged", 1.25, idle, || exchange(&repository, &held_back))?,
         bench.cost("all packages under new names", 0.002, idle, || rename(&repository))?,
         bench.cost("a changed Packages", 0.02, idle, || change_index(&index, scratch))?,
         bench.cost("an installer image of the packages", 0.01, idle, || image(&repository, scratch))?,
     ];
-    print!("{}", shown(links, &costs));
-    fs::create_dir_all(&arguments.out)?;
-    fs::write(arguments.out.join("changes.json"), serde_json::to_string_pretty(&costs)?)?;
-    println!("report: {}", arguments.out.join("changes.json").display());
-    Ok(())
+    Ok(Measured { costs, counted: tally.end(&cluster, cancel)? })
 }
 
 /// What a change made: bytes of files that are new or changed, and what their cost is set beside.
@@ -316,6 +349,8 @@ fn shown(links: &Links, costs: &[Cost]) -> String {
     )
 }
 
+/// For one change to be on all mirrors, where nobody says otherwise.
+const CHANGE_MAX: Duration = Duration::from_secs(180);
 /// How long nothing is changed, to see what passes then.
 const IDLE: Duration = Duration::from_secs(10);
 /// Of the distribution's index so much is taken.

@@ -10,9 +10,10 @@ use freshet_api::{ContentHash, NodeId};
 use freshet_testbed::cluster::{Cluster, Programs, Volunteer};
 use freshet_testbed::wait_until;
 
-use super::liar::{self, Liar};
+use super::liar::{self, Liar, Port};
 use super::report::{Lied, Outcome};
 use super::{Course, Meter, outcome, usage};
+use crate::tally::Tally;
 
 /// Who misbehaves, and how.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +37,10 @@ pub(super) fn measure(course: &Course<'_>, lies: Option<Lies>) -> Result<Outcome
     let (count, liars) = (course.links.mirrors.len(), lies.map_or(0, |lies| lies.liars));
     let lying: BTreeSet<usize> = (0..liars).map(|liar| liar * count / liars.max(1)).collect();
     let truth_to = lies.filter(|lies| lies.sly).map(|_| cluster.origin().addr()).transpose()?;
-    let relays: Vec<Liar> =
-        lying.iter().map(|&index| Liar::make(&mut cluster, index, truth_to)).collect::<Result<_>>()?;
+    let relays: Vec<Liar> = lying
+        .iter()
+        .map(|&index| Liar::make(&mut cluster, index, Port::Sync, truth_to))
+        .collect::<Result<_>>()?;
     wait_until("the volunteers to be current", READY, &cancel, || {
         Ok(cluster.mirrors()?.iter().all(|mirror| mirror.current).then_some(()))
     })?;
@@ -46,6 +49,7 @@ pub(super) fn measure(course: &Course<'_>, lies: Option<Lies>) -> Result<Outcome
         || cluster.control().into_iter().chain(cluster.volunteers().iter().filter_map(Volunteer::process));
     let mut hosts = vec![cluster.origin().clone()];
     hosts.extend(cluster.volunteers().iter().map(|volunteer| volunteer.host().clone()));
+    let counted = Tally::begin(&cluster, &cancel)?;
     let meter = Meter::start(hosts)?;
     let cpu_before = usage::cpu_secs(processes())?;
     let published = Instant::now();
@@ -93,10 +97,15 @@ pub(super) fn measure(course: &Course<'_>, lies: Option<Lies>) -> Result<Outcome
         let tree = volunteer.state().join("tree");
         course.content.check(&tree).with_context(|| format!("the mirror of {}", volunteer.name()))?;
     }
+    let counted = counted.end(&cluster, &cancel)?;
     let lied = lies.map(|lies| judge(&cluster, lies, &lying, &numbers, &relays)).transpose()?;
     let since_release = |seconds: f64| seconds - prepared.as_secs_f64();
     let finished = finished.into_values().map(since_release).collect();
-    Ok(Outcome { lied, ..outcome(finished, &passed, Some(cpu), prepared.as_secs_f64()) })
+    Ok(Outcome {
+        lied,
+        counted: Some(counted),
+        ..outcome(finished, &passed, Some(cpu), prepared.as_secs_f64())
+    })
 }
 
 /// Starts control for `repository`, and a volunteer for each mirror.

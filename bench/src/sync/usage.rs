@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use freshet_testbed::Process;
 
 /// User and system seconds of these processes and all their threads so far.
-pub(super) fn cpu_secs<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Result<f64> {
+pub(crate) fn cpu_secs<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Result<f64> {
     let ticks_per_sec = rustix::param::clock_ticks_per_second() as f64;
     let mut ticks = 0;
     for process in processes {
