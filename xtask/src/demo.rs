@@ -213,7 +213,7 @@ fn stay(testbed: &Testbed, cluster: &Cluster, customer: &Host, files: &[Reposito
 fn rate(testbed: &Testbed, rate: Rate) -> String {
     match testbed.backend() {
         Backend::Namespaces => format!(" ({rate} each way)"),
-        Backend::Loopback { .. } => String::new(),
+        Backend::Loopback { .. } | Backend::Remote => String::new(),
     }
 }
 

@@ -63,11 +63,15 @@ struct Tool {
     purpose: &'static str,
     /// Whether it is of use to root only.
     root: bool,
+    /// Whether its package starts a service, which is for nobody's own machine: only CI gets it.
+    service: bool,
 }
 
 fn missing() -> Vec<&'static Tool> {
     let root = geteuid().is_root();
-    TOOLS.iter().filter(|tool| (root || !tool.root) && !is_program(tool.program)).collect()
+    let ci = std::env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
+    let wanted = |tool: &&Tool| (root || !tool.root) && (ci || !tool.service);
+    TOOLS.iter().filter(wanted).filter(|tool| !is_program(tool.program)).collect()
 }
 
 fn packages(tools: &[&'static Tool]) -> Vec<&'static str> {
@@ -86,22 +90,73 @@ fn is_program(name: &str) -> bool {
 }
 
 const TOOLS: &[Tool] = &[
-    Tool { program: "ip", package: "iproute2", purpose: "hosts as network namespaces", root: true },
-    Tool { program: "tc", package: "iproute2", purpose: "links with rates", root: true },
+    Tool {
+        program: "ip",
+        package: "iproute2",
+        purpose: "hosts as network namespaces",
+        root: true,
+        service: false,
+    },
+    Tool { program: "tc", package: "iproute2", purpose: "links with rates", root: true, service: false },
     Tool {
         program: "setpriv",
         package: "util-linux",
         purpose: "processes that end with the testbed",
         root: false,
+        service: false,
     },
-    Tool { program: "curl", package: "curl", purpose: "a customer", root: false },
-    Tool { program: "wget", package: "wget", purpose: "a customer", root: false },
-    Tool { program: "aria2c", package: "aria2", purpose: "a customer that reads .meta4", root: false },
-    Tool { program: "openssl", package: "openssl", purpose: "a customer's MD4 check", root: false },
-    Tool { program: "sha256sum", package: "coreutils", purpose: "a customer's SHA-256 check", root: false },
-    Tool { program: "dpkg-deb", package: "dpkg", purpose: "a repository of real packages", root: false },
-    Tool { program: "gzip", package: "gzip", purpose: "a repository's indexes", root: false },
-    Tool { program: "xz", package: "xz-utils", purpose: "a repository's indexes", root: false },
+    Tool {
+        program: "ssh",
+        package: "openssh-client",
+        purpose: "an experiment on real hosts",
+        root: true,
+        service: false,
+    },
+    Tool {
+        program: "sshd",
+        package: "openssh-server",
+        purpose: "an experiment on real hosts",
+        root: true,
+        service: true,
+    },
+    Tool { program: "curl", package: "curl", purpose: "a customer", root: false, service: false },
+    Tool { program: "wget", package: "wget", purpose: "a customer", root: false, service: false },
+    Tool {
+        program: "aria2c",
+        package: "aria2",
+        purpose: "a customer that reads .meta4",
+        root: false,
+        service: false,
+    },
+    Tool {
+        program: "openssl",
+        package: "openssl",
+        purpose: "a customer's MD4 check",
+        root: false,
+        service: false,
+    },
+    Tool {
+        program: "sha256sum",
+        package: "coreutils",
+        purpose: "a customer's SHA-256 check",
+        root: false,
+        service: false,
+    },
+    Tool {
+        program: "dpkg-deb",
+        package: "dpkg",
+        purpose: "a repository of real packages",
+        root: false,
+        service: false,
+    },
+    Tool { program: "gzip", package: "gzip", purpose: "a repository's indexes", root: false, service: false },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+        purpose: "a repository's indexes",
+        root: false,
+        service: false,
+    },
 ];
 
 #[cfg(test)]

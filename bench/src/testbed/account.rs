@@ -9,22 +9,30 @@ use crate::plot::{Lines, cumulative};
 use crate::report::{Counters, Document, Table, cells};
 
 use super::course::{PhaseSeen, Request, Seen, Verdict};
-use super::experiment::{Experiment, ORIGIN, Role};
+use super::experiment::Experiment;
 use super::figures::{self, Figure};
 use super::meter::{CLASSES, Compared};
-use super::stand::INTERFACE;
 
 /// One run of an experiment.
 pub(crate) struct Run {
     pub(crate) seen: Seen,
     /// The hosts, the origin first, then volunteers and customers.
     pub(crate) hosts: Vec<String>,
+    /// The interface of each.
+    pub(crate) interfaces: Vec<String>,
     /// What was served, in words.
     pub(crate) content: String,
     /// What the links are made of, in words.
     pub(crate) ground: String,
     /// What was not as asked for.
     pub(crate) caveats: Vec<String>,
+}
+
+impl Run {
+    fn interface_of(&self, host: &str) -> &str {
+        let place = self.hosts.iter().position(|name| name == host);
+        place.and_then(|place| self.interfaces.get(place)).map_or("", String::as_str)
+    }
 }
 
 /// Begins the report, before anything runs.
@@ -202,7 +210,7 @@ fn compared(run: &Run) -> BTreeMap<&str, Compared> {
 fn counters(run: &Run) -> Counters {
     let mut counters = Counters::default();
     for (name, compared) in compared(run) {
-        counters.add(name, INTERFACE, compared.ours, compared.kernel);
+        counters.add(name, run.interface_of(name), compared.ours, compared.kernel);
     }
     counters
 }
@@ -348,7 +356,7 @@ fn records(document: &mut Document, experiment: &Experiment, number: usize, run:
                     "interface",
                     &json!({
                         "run": number, "at": sample.at, "phase": sample.phase, "host": host,
-                        "interface": INTERFACE, "rx_bytes": bytes[0], "tx_bytes": bytes[1],
+                        "interface": run.interface_of(host), "rx_bytes": bytes[0], "tx_bytes": bytes[1],
                         "rx_packets": packets[0], "tx_packets": packets[1],
                     }),
                 )?;
@@ -368,10 +376,4 @@ fn records(document: &mut Document, experiment: &Experiment, number: usize, run:
 
 fn requests(seen: &Seen) -> impl Iterator<Item = &Request> {
     seen.phases.iter().flat_map(|phase| &phase.requests)
-}
-
-/// The names of all hosts in the order in which they are sampled.
-pub(crate) fn host_names(experiment: &Experiment) -> Vec<String> {
-    let of = |role| experiment.members(role).into_iter().map(|member| member.name);
-    [ORIGIN.to_owned()].into_iter().chain(of(Role::Volunteer)).chain(of(Role::Customer)).collect()
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use freshet_api::checksum::ChecksumHasher;
 use freshet_api::glob::Glob;
 use freshet_policy::draw::{Draw, mix};
@@ -47,25 +47,31 @@ impl Content {
                 Kind::Packages { .. } => "real packages and their indexes".to_owned(),
                 Kind::Generated { why } => format!("generated files, since packages can't be had ({why})"),
             };
-            content.learn("")?;
+            content.learn(root, "")?;
         } else if let Some(generated) = source.generated {
             "generated files".clone_into(&mut content.what);
             generate(&root.join("pool"), generated, mix(seed))?;
-            content.learn("pool")?;
+            content.learn(&root.join("pool"), "pool")?;
         }
         Ok(content)
     }
 
-    /// Adds a release to the tree: it is made aside and appears as a whole.
-    pub(crate) fn publish(&mut self, release: &Release, staging: &Path, seed: u64) -> Result<()> {
+    /// Makes a release in `staging` and gives its directory there; it is known from now on, and seen once it is moved
+    /// into the repository.
+    pub(crate) fn release(&mut self, release: &Release, staging: &Path, seed: u64) -> Result<PathBuf> {
         let fresh = staging.join(&release.directory);
+        if self.files.keys().any(|path| path.starts_with(&format!("{}/", release.directory))) {
+            bail!("there is a directory `{}` already; releases need one of their own", release.directory);
+        }
         let generated = Generated { files: release.files, bytes: release.bytes };
         generate(&fresh, generated, mix(seed))?;
-        let to = self.root.join(&release.directory);
-        fs::rename(&fresh, &to).with_context(|| {
-            format!("cannot release {}; is there something of that name already?", to.display())
-        })?;
-        self.learn(&release.directory)
+        self.learn(&fresh, &release.directory)?;
+        Ok(fresh)
+    }
+
+    /// Where it was made.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The paths that a pattern matches.
@@ -85,9 +91,9 @@ impl Content {
         largest.map(|(path, _)| path.as_str())
     }
 
-    fn learn(&mut self, directory: &str) -> Result<()> {
-        let below = self.root.join(directory);
-        for file in repository::files(&below)? {
+    /// Notes the files of `below`, which are to be seen in `directory`.
+    fn learn(&mut self, below: &Path, directory: &str) -> Result<()> {
+        for file in repository::files(below)? {
             let sha256 = sha256(&below.join(&file.path))?;
             let path = if directory.is_empty() { file.path } else { format!("{directory}/{}", file.path) };
             self.files.insert(path, Known { size: file.size, sha256 });
@@ -170,16 +176,20 @@ mod tests {
     }
 
     #[test]
-    fn a_release_appears_whole_and_only_once() {
+    fn a_release_has_a_directory_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let source = Source { packages: None, generated: Some(Generated { files: 2, bytes: Bytes(2_000) }) };
         let mut content = Content::make(&source, &dir.path().join("tree"), 1).unwrap();
-        let release = Release { directory: "new".to_owned(), files: 3, bytes: Bytes(9_000) };
+        let release =
+            |directory: &str| Release { directory: directory.to_owned(), files: 3, bytes: Bytes(9_000) };
         let staging = dir.path().join("staging");
-        content.publish(&release, &staging, 2).unwrap();
+        let fresh = content.release(&release("new"), &staging, 2).unwrap();
+        assert_eq!(fs::read_dir(fresh).unwrap().count(), 3);
         assert_eq!(content.matching("new/**").unwrap().len(), 3);
         assert_eq!(content.matching("**").unwrap().len(), 5);
-        let again = content.publish(&release, &staging, 2).unwrap_err();
-        assert!(again.to_string().contains("already"), "{again:#}");
+        for taken in ["new", "pool"] {
+            let error = content.release(&release(taken), &staging, 2).unwrap_err().to_string();
+            assert!(error.contains(taken) && error.contains("already"), "{error}");
+        }
     }
 }

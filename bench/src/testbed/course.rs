@@ -4,7 +4,6 @@
 //! are read at a moment at which nothing passes.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -124,6 +123,9 @@ pub(crate) fn run(
         first: BTreeMap::new(),
         seen: Seen::default(),
     };
+    for customer in &course.stand.customers {
+        customer.put(bench)?;
+    }
     for index in 0..course.stand.cluster.volunteers().len() {
         course.begin_comparing(index)?;
     }
@@ -170,10 +172,11 @@ impl Course<'_> {
             self.stand.bring_back(name)?;
             self.begin_comparing(self.stand.volunteer(name)?)?;
         }
+        if index == 0 {
+            self.stand.open()?;
+        }
         if let Some(release) = &phase.publish {
-            let staging = self.stand.staging.clone();
-            self.stand.content.publish(release, &staging, self.drawn_from(index, "release"))?;
-            self.stand.cluster.ctl(&["publish"])?;
+            self.stand.release(release, self.drawn_from(index, "release"))?;
         }
         let following = self.send_customers(index, phase)?;
 
@@ -272,13 +275,14 @@ impl Course<'_> {
             let ends_ms = lasts.duration().as_millis() as u64;
             let plan = Plan { front_door: front_door.clone(), ends_ms, asks };
             let path = scratch.join(format!("plan-{index}-{}.json", customer.name()));
-            fs::write(&path, serde_json::to_vec(&plan)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            let program = Program::new(self.bench)
+            customer.make_directory(&scratch)?;
+            customer.write_text(&path, &serde_json::to_string(&plan)?)?;
+            let downloads = scratch.join(format!("downloads-{}", customer.name()));
+            let program = Program::new(customer.place(self.bench))
                 .args(["testbed", "customer", "--plan"])
-                .arg(path)
+                .arg(customer.place(&path))
                 .arg("--scratch")
-                .arg(scratch.join(format!("downloads-{}", customer.name())));
+                .arg(customer.place(&downloads));
             let process = customer.start(&format!("customer-{index}"), &program)?;
             Ok(Following { customer: customer.name().to_owned(), process, planned })
         };

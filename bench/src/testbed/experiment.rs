@@ -159,7 +159,7 @@ impl Default for Control {
     }
 }
 
-/// A part of the experiment. It begins with what is lost, brought back and published, and ends when its time has passed
+/// A part of the experiment; the first begins with the repository's filling. It begins with what is lost, brought back and published, and ends when its time has passed
 /// and what it waits for has come; customers then get what they have asked for before the next begins.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -296,6 +296,11 @@ impl Experiment {
             })?,
         };
         Self::parse(&text).with_context(|| format!("{} is no experiment", file_or_name.display()))
+    }
+
+    /// Whether this is the name of one that comes with the program, and no file.
+    pub(crate) fn is_supplied(file_or_name: &Path) -> bool {
+        SUPPLIED.iter().any(|(name, _)| Some(*name) == file_or_name.to_str())
     }
 
     /// Reads and checks an experiment's text.

@@ -9,8 +9,6 @@ use anyhow::{Context as _, Result, bail};
 use freshet_testbed::{Cancel, Host, InterfaceCounters, Program, wait_until};
 use serde::Serialize;
 
-use super::stand::INTERFACE;
-
 /// Bytes received and sent.
 pub(crate) type Passed = [u64; 2];
 
@@ -29,8 +27,9 @@ pub(crate) struct Reading {
 
 /// The kernel's counters of the host's link.
 pub(crate) fn interface(host: &Host) -> Result<InterfaceCounters> {
-    let found = host.interfaces()?.into_iter().find(|counters| counters.name == INTERFACE);
-    found.with_context(|| format!("{} has no {INTERFACE}", host.name()))
+    let name = host.interface()?;
+    let found = host.interfaces()?.into_iter().find(|counters| counters.name == name);
+    found.with_context(|| format!("{} has no {name}", host.name()))
 }
 
 /// Reads both counters of a volunteer at once, several times if something passes meanwhile.
@@ -39,13 +38,14 @@ pub(crate) fn read(host: &Host, metrics: &str) -> Result<Reading> {
         "cat /proc/net/dev; echo {SEPARATOR}; curl -sS --noproxy '*' --max-time 10 '{metrics}' || exit; \
          echo {SEPARATOR}; cat /proc/net/dev"
     );
+    let interface = host.interface()?;
     let mut best = None;
     for _ in 0..ATTEMPTS {
         let answer = host.run(&Program::new("sh").args(["-c", &script]), PATIENCE)?;
         if !answer.status.success() {
             bail!("cannot read the counters of {}: {}", host.name(), answer.stderr.trim());
         }
-        let reading = parse(&answer.text(), INTERFACE)
+        let reading = parse(&answer.text(), &interface)
             .with_context(|| format!("{} tells its counters in an unexpected way", host.name()))?;
         if reading.kernel == reading.kernel_after {
             return Ok(reading);

@@ -9,16 +9,20 @@ mod content;
 mod course;
 mod customer;
 mod experiment;
+mod export;
 mod figures;
+mod inventory;
 mod meter;
 mod progress;
 mod quantity;
 mod schedule;
 mod stand;
+mod standing;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use freshet_testbed::{Cancel, Options, Testbed};
 
 use self::account::Run;
@@ -38,8 +42,17 @@ pub(crate) struct Arguments {
 enum Verb {
     /// Runs an experiment from its setting up to its report, and leaves nothing behind.
     Run(RunArguments),
-    /// The experiments that come with this program.
+    /// Sets an experiment up, fills its mirrors and leaves it standing until `down`; says how to get in.
+    Up(standing::Up),
+    /// Removes what stands, and what was left by programs that were killed.
+    Down(standing::Down),
+    /// The experiments that come with this program, and those that stand.
     List,
+    /// Writes an experiment for another testbed.
+    Export(ExportArguments),
+    /// Holds an experiment that stands; started by `up`.
+    #[command(hide = true)]
+    Keep(standing::Keep),
     /// A customer's host in an experiment; started by `run`.
     #[command(hide = true)]
     Customer(customer::Arguments),
@@ -53,6 +66,9 @@ struct RunArguments {
     /// What contents and requests are drawn from, in place of the file's `seed`.
     #[arg(long)]
     seed: Option<u64>,
+    /// Runs it on real hosts, which are reached by ssh as this TOML file says; their links stay as they are.
+    #[arg(long, value_name = "FILE")]
+    inventory: Option<PathBuf>,
     /// How often it is run, each time from the beginning and with the same seed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     repeat: u32,
@@ -64,6 +80,16 @@ struct RunArguments {
     out: Option<PathBuf>,
 }
 
+#[derive(Debug, clap::Args)]
+struct ExportArguments {
+    /// For Emulab and its relatives: a profile for geni-lib (NAME.py) and a request RSpec (NAME.rspec).
+    #[arg(long, value_name = "FILE|NAME")]
+    emulab: PathBuf,
+    /// Where they go.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+}
+
 /// Does what is asked for.
 ///
 /// # Errors
@@ -71,7 +97,11 @@ struct RunArguments {
 pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
     match &arguments.verb {
         Verb::Run(arguments) => experiment(arguments, cancel),
+        Verb::Up(arguments) => standing::up(arguments, cancel),
+        Verb::Down(arguments) => standing::down(arguments),
         Verb::List => list(),
+        Verb::Export(arguments) => export(arguments),
+        Verb::Keep(arguments) => standing::keep(arguments, cancel),
         Verb::Customer(arguments) => customer::run(arguments),
     }
 }
@@ -80,7 +110,8 @@ fn experiment(arguments: &RunArguments, cancel: &Cancel) -> Result<()> {
     let experiment = Experiment::open(&arguments.experiment)?;
     let seed = arguments.seed.unwrap_or(experiment.seed);
     let experiment = Experiment { seed, ..experiment };
-    let programs = ground::programs(arguments.programs.as_deref())?;
+    let (programs, inventory) = (arguments.programs.as_deref(), arguments.inventory.as_deref());
+    let ground = Ground::new(&experiment, programs, inventory, cancel)?;
     let out = arguments.out.clone().unwrap_or_else(|| Path::new(OUT).join(&experiment.name));
     let mut document = account::begin(&experiment, seed);
     let mut progress = Progress::new();
@@ -89,7 +120,7 @@ fn experiment(arguments: &RunArguments, cancel: &Cancel) -> Result<()> {
         if arguments.repeat > 1 {
             progress.done(&format!("{}: run {number} of {}", experiment.name, arguments.repeat));
         }
-        runs.push(once(&experiment, &programs, cancel, &mut progress)?);
+        runs.push(once(&experiment, &ground, &mut progress)?);
     }
     progress.done("");
     let text = account::fill(&mut document, &experiment, &runs)?;
@@ -99,25 +130,74 @@ fn experiment(arguments: &RunArguments, cancel: &Cancel) -> Result<()> {
     Ok(())
 }
 
-fn once(experiment: &Experiment, programs: &Path, cancel: &Cancel, progress: &mut Progress) -> Result<Run> {
-    let testbed = Testbed::start(Options { cancel: cancel.clone(), ..Options::default() })?;
-    let ground = testbed.backend().to_string();
-    let mut stand = Stand::set_up(testbed, experiment, programs, &mut |what| progress.step(what))?;
+/// What an experiment is run on.
+struct Ground {
+    programs: PathBuf,
+    inventory: Option<freshet_testbed::Inventory>,
+    cancel: Cancel,
+}
+
+impl Ground {
+    fn new(
+        experiment: &Experiment,
+        programs: Option<&Path>,
+        inventory: Option<&Path>,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        Ok(Self {
+            programs: ground::programs(programs)?,
+            inventory: inventory.map(|path| inventory::open(path, experiment)).transpose()?,
+            cancel: cancel.clone(),
+        })
+    }
+
+    fn stand(&self, experiment: &Experiment, progress: &mut Progress) -> Result<Stand> {
+        let testbed = Testbed::start(Options {
+            cancel: self.cancel.clone(),
+            inventory: self.inventory.clone(),
+            ..Options::default()
+        })?;
+        let hosts = self.inventory.iter().flatten();
+        let interfaces = hosts.map(|(name, reach)| (name.clone(), reach.interface.clone())).collect();
+        Stand::set_up(testbed, experiment, &self.programs, &interfaces, &mut |what| progress.step(what))
+    }
+}
+
+fn once(experiment: &Experiment, ground: &Ground, progress: &mut Progress) -> Result<Run> {
+    let mut stand = ground.stand(experiment, progress)?;
     let bench = std::env::current_exe()?;
     let seen = course::run(&mut stand, experiment, experiment.seed, &bench, progress)?;
     let content = &stand.content;
-    let content = format!(
-        "{}: {} files, {:.1} MB at the end",
-        content.what,
-        content.files.len(),
-        content.bytes() as f64 / 1e6
-    );
-    Ok(Run { seen, hosts: account::host_names(experiment), content, ground, caveats: stand.caveats.clone() })
+    let megabytes = content.bytes() as f64 / 1e6;
+    let hosts = stand.hosts();
+    Ok(Run {
+        seen,
+        hosts: hosts.iter().map(|host| host.name().to_owned()).collect(),
+        interfaces: hosts.iter().map(freshet_testbed::Host::interface).collect::<Result<_, _>>()?,
+        content: format!("{}: {} files, {megabytes:.1} MB at the end", content.what, content.files.len()),
+        ground: stand.testbed.backend().to_string(),
+        caveats: stand.caveats.clone(),
+    })
 }
 
 fn list() -> Result<()> {
+    println!("come with this program:");
     for experiment in Experiment::supplied()? {
-        println!("{:16} {}", experiment.name, experiment.title);
+        println!("  {:16} {}", experiment.name, experiment.title);
+    }
+    let standing = standing::list()?;
+    println!("\n{}", if standing.is_empty() { "nothing stands" } else { standing.trim_end() });
+    Ok(())
+}
+
+fn export(arguments: &ExportArguments) -> Result<()> {
+    let experiment = Experiment::open(&arguments.emulab)?;
+    let out = &arguments.out;
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    for (ending, text) in [("py", export::profile(&experiment)?), ("rspec", export::rspec(&experiment)?)] {
+        let path = out.join(format!("{}.{ending}", experiment.name));
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}", path.display());
     }
     Ok(())
 }

@@ -1,15 +1,16 @@
 //! An experiment's hosts and programs, set up and ready: what `run` measures and `up` leaves standing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use freshet_testbed::cluster::{Cluster, Programs};
-use freshet_testbed::{Backend, Host, Link, Rate, Testbed};
+use freshet_testbed::{Backend, Host, Link, Program, Rate, Testbed};
 
 use super::content::Content;
-use super::experiment::{Experiment, HostGroup, Role};
+use super::experiment::{Experiment, HostGroup, Release, Role};
 use super::quantity::Queue;
 
 /// Everything that stands; dropping it ends and removes all of it.
@@ -17,8 +18,9 @@ pub(crate) struct Stand {
     pub(crate) cluster: Cluster,
     pub(crate) customers: Vec<Host>,
     pub(crate) content: Content,
+    repository: PathBuf,
     /// Where releases are made before they appear.
-    pub(crate) staging: PathBuf,
+    staging: PathBuf,
     /// Where each volunteer tells its own figures, in the order of the volunteers.
     pub(crate) metrics: Vec<String>,
     /// What is not as the experiment asks for, in sentences.
@@ -28,18 +30,22 @@ pub(crate) struct Stand {
 }
 
 impl Stand {
-    /// Sets it up; `programs` is the directory of control, ctl and dataplane, `told` hears what is being done.
+    /// Sets it up; `programs` is the directory of control, ctl and dataplane, `interfaces` are those of real hosts, and
+    /// `told` hears what is being done.
     pub(crate) fn set_up(
         testbed: Testbed,
         experiment: &Experiment,
         programs: &Path,
+        interfaces: &BTreeMap<String, String>,
         told: &mut dyn FnMut(&str),
     ) -> Result<Self> {
         let scratch = testbed.scratch()?;
         let programs = Programs::in_directory(programs)?;
         told("the repository");
         let repository = scratch.join("repository");
-        let content = Content::make(&experiment.repository, &repository, experiment.seed)?;
+        let content = Content::make(&experiment.repository, &scratch.join("content"), experiment.seed)?;
+        fs::create_dir_all(&repository)?;
+        fs::write(repository.join("README"), "This repository is about to be filled.\n")?;
         let (states, staging) = (scratch.join("states"), scratch.join("staging"));
         for directory in [&states, &staging] {
             fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -59,7 +65,12 @@ impl Stand {
         let mut metrics = Vec::new();
         for member in experiment.members(Role::Volunteer) {
             told(&member.name);
-            let mut settings = format!("interfaces = \"{INTERFACE}\"\nmetrics_listen = \"127.0.0.1:0\"\n");
+            let interface = match testbed.backend() {
+                Backend::Namespaces => INTERFACE,
+                Backend::Loopback { .. } => "lo",
+                Backend::Remote => interfaces.get(&member.name).context("the inventory has every host")?,
+            };
+            let mut settings = format!("interfaces = \"{interface}\"\nmetrics_listen = \"127.0.0.1:0\"\n");
             if let Some(rate) = member.group.donated {
                 settings += &format!("donated_rate = \"{rate}\"\n");
             }
@@ -76,7 +87,35 @@ impl Stand {
             })
             .collect::<Result<Vec<Host>>>()?;
         let caveats = caveats(&testbed, experiment);
-        Ok(Self { cluster, customers, content, staging, metrics, caveats, testbed })
+        for customer in &customers {
+            check_tools(customer)?;
+        }
+        Ok(Self { cluster, customers, content, repository, staging, metrics, caveats, testbed })
+    }
+
+    /// Fills the repository, which is empty until then: mirrors begin to copy.
+    pub(crate) fn open(&self) -> Result<()> {
+        let root = self.content.root();
+        let entries = fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?;
+        let entries = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+        self.appear(&entries)
+    }
+
+    /// Releases new files.
+    pub(crate) fn release(&mut self, release: &Release, seed: u64) -> Result<()> {
+        let fresh = self.content.release(release, &self.staging, seed)?;
+        self.appear(&[fresh])
+    }
+
+    /// Moves files and directories into the repository; returns when customers see them.
+    fn appear(&self, entries: &[PathBuf]) -> Result<()> {
+        for entry in entries {
+            let name = entry.file_name().context("what is released has a name")?;
+            let to = self.repository.join(name);
+            let origin = self.cluster.origin();
+            origin.move_into(entry, &to).with_context(|| format!("cannot release {}", to.display()))?;
+        }
+        self.cluster.ctl(&["publish"]).map(drop).context("control does not publish")
     }
 
     /// Every host with its name, the origin first.
@@ -140,6 +179,14 @@ fn link(group: &HostGroup, single_packets: bool) -> Link {
     if single_packets { link.single_packets() } else { link }
 }
 
+/// Fails unless a customer's host has what customers use.
+fn check_tools(customer: &Host) -> Result<()> {
+    let curl = customer.run(&Program::new("curl").arg("--version"), READY);
+    let found = curl.as_ref().is_ok_and(|curl| curl.status.success());
+    ensure!(found, "{} has no curl, which customers download with; install it there", customer.name());
+    Ok(())
+}
+
 /// What these links do not have although it was asked for.
 fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
     let mut caveats = Vec::new();
@@ -149,21 +196,27 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
         .filter(|group| !group.delay.duration().is_zero() || !group.loss.is_zero())
         .map(|group| group.name.as_str())
         .collect();
-    if let (false, Err(why)) = (wanted.is_empty(), testbed.netem()) {
-        caveats.push(format!(
-            "The links of {} have no delay and no loss, although the experiment asks for them: this kernel cannot \
-             make any ({why}).",
+    match (testbed.backend(), testbed.netem()) {
+        (Backend::Remote, _) => caveats.push(
+            "The hosts are real ones, reached by ssh: rates, queues, delays and losses of their links are what they are, not \
+             what the experiment says. The harness's own sessions pass the interfaces that are counted where a host has no \
+             other."
+                .to_owned(),
+        ),
+        (Backend::Loopback { why }, _) => caveats.push(format!(
+            "Links have neither rates nor delays and all share one interface: the hosts are on loopback ({why})."
+        )),
+        (Backend::Namespaces, Err(why)) if !wanted.is_empty() => caveats.push(format!(
+            "The links of {} have no delay and no loss, although the experiment asks for them: this kernel cannot make \
+             any ({why}).",
             wanted.join(", ")
-        ));
+        )),
+        (Backend::Namespaces, _) => {}
     }
-    if let Backend::Loopback { why } = testbed.backend() {
-        caveats
-            .push(format!("Links have no rates and share one interface: the hosts are on loopback ({why})."));
-    }
-    if !experiment.single_packets {
+    if testbed.backend() == &Backend::Namespaces && !experiment.single_packets {
         caveats.push(
-            "Links carry packets of up to 64 KiB in one piece, which the kernel counts with one header: its counters \
-             show less than a wire would have, and less than ours."
+            "Links carry packets of up to 64 KiB in one piece, which the kernel counts with one header: its counters show \
+             less than a wire would have, and less than ours."
                 .to_owned(),
         );
     }

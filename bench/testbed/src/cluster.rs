@@ -84,6 +84,10 @@ impl Cluster {
         control_arguments: &[&str],
     ) -> Result<Cluster, Error> {
         let origin = testbed.host(ORIGIN, link)?;
+        for path in [&programs.path("control"), &programs.path("ctl"), repository] {
+            origin.put(path)?;
+        }
+        origin.make_directory(directory)?;
         let front_door = SocketAddr::new(origin.addr()?, origin.free_port()?);
         let api = SocketAddr::new(origin.addr()?, origin.free_port()?);
         let mut cluster = Cluster {
@@ -97,6 +101,11 @@ impl Cluster {
             control: None,
             volunteers: Vec::new(),
         };
+        if cluster.origin.is_remote() {
+            // Elsewhere only some ports may be open.
+            let sync = SocketAddr::new(cluster.origin.addr()?, cluster.origin.free_port()?);
+            cluster.control_arguments.extend(["--sync-listen".to_owned(), sync.to_string()]);
+        }
         cluster.start_control()?;
         Ok(cluster)
     }
@@ -107,11 +116,11 @@ impl Cluster {
     ///
     /// When it does not get ready.
     pub fn start_control(&mut self) -> Result<(), Error> {
-        let program = Program::new(self.programs.path("control"))
+        let program = Program::new(self.origin.place(&self.programs.path("control")))
             .args(["serve", "--repo"])
-            .arg(&self.repository)
+            .arg(self.origin.place(&self.repository))
             .arg("--state")
-            .arg(self.directory.join("control"))
+            .arg(self.origin.place(&self.directory.join("control")))
             .args(["--listen".to_owned(), self.front_door.to_string()])
             .args(["--api".to_owned(), self.api.to_string()])
             .args(["--public-url".to_owned(), self.url("")])
@@ -223,6 +232,8 @@ impl Cluster {
         settings: &str,
     ) -> Result<&mut Volunteer, Error> {
         let host = testbed.host(name, link)?;
+        host.put(&self.programs.path("dataplane"))?;
+        host.make_directory(&self.directory)?;
         let added = self.ctl(&["node", "add", name])?;
         let join = added["join"].as_str().ok_or_else(|| Error::Command {
             command: format!("ctl node add {name}"),
@@ -239,7 +250,7 @@ impl Cluster {
                 stderr: joined.stderr.trim().to_owned(),
             });
         }
-        configure(&state, settings)?;
+        configure(&host, &state, settings)?;
         let mut volunteer = Volunteer { name: name.to_owned(), host, delivery, state, process: None };
         volunteer.start(&self.programs)?;
         self.volunteers.push(volunteer);
@@ -259,7 +270,8 @@ impl Cluster {
         delivery: Option<SocketAddr>,
     ) -> Result<Finished, Error> {
         let mut program =
-            Program::new(self.programs.path("dataplane")).args(["join", join, "--state"]).arg(state);
+            Program::new(host.place(&self.programs.path("dataplane"))).args(["join", join, "--state"]);
+        program = program.arg(host.place(state));
         if let Some(delivery) = delivery {
             program = program.args(["--listen".to_owned(), delivery.to_string()]);
             program = program.args(["--public-url".to_owned(), format!("http://{delivery}")]);
@@ -286,9 +298,9 @@ impl Cluster {
     ///
     /// [`Error::Command`] with what `ctl` says when it fails or its answer is no JSON.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Value, Error> {
-        let program = Program::new(self.programs.path("ctl"))
+        let program = Program::new(self.origin.place(&self.programs.path("ctl")))
             .arg("--credentials")
-            .arg(self.credentials())
+            .arg(self.origin.place(&self.credentials()))
             .arg("--json")
             .args(arguments.iter().copied());
         let failed = |status: String, stderr: String| Error::Command {
@@ -454,7 +466,9 @@ impl Volunteer {
     }
 
     fn start(&mut self, programs: &Programs) -> Result<(), Error> {
-        let program = Program::new(programs.path("dataplane")).args(["run", "--state"]).arg(&self.state);
+        let program = Program::new(self.host.place(&programs.path("dataplane")))
+            .args(["run", "--state"])
+            .arg(self.host.place(&self.state));
         let process = self.host.start("dataplane", &program)?;
         process.wait_for_port(&self.host, self.delivery, READY)?;
         self.process = Some(process);
@@ -464,11 +478,10 @@ impl Volunteer {
 
 /// Adds keys to the configuration, and has the volunteer pin nothing in the kernel: what is killed here must leave
 /// nothing on this machine.
-fn configure(state: &Path, settings: &str) -> Result<(), Error> {
+fn configure(host: &Host, state: &Path, settings: &str) -> Result<(), Error> {
     let path = state.join("dataplane.toml");
-    let failed = || Error::io(format!("writing {}", path.display()));
-    let joined = std::fs::read_to_string(&path).map_err(failed())?;
-    std::fs::write(&path, format!("pins = \"off\"\n{settings}\n{joined}")).map_err(failed())
+    let joined = host.read_text(&path)?;
+    host.write_text(&path, &format!("pins = \"off\"\n{settings}\n{joined}"))
 }
 
 /// The kernel takes some milliseconds to give up a dead process's ring, and with it the port: until then a

@@ -99,6 +99,22 @@ pub enum Error {
         /// Whose it must be.
         expected: u32,
     },
+    /// A host that is reached by ssh was to do what only a host of this machine can.
+    #[error("{doing} is not possible on {host}, which is reached by ssh: its network is not ours")]
+    Elsewhere {
+        /// The host.
+        host: String,
+        /// What was to be done.
+        doing: &'static str,
+    },
+    /// A host that the inventory does not have was asked for.
+    #[error("the inventory has no host `{host}`; it has {known}: add it")]
+    NotListed {
+        /// The host.
+        host: String,
+        /// Those that it has.
+        known: String,
+    },
     /// A repository could not be made.
     #[error("cannot make the repository: {why}")]
     Repository {

@@ -5,6 +5,8 @@
 //! namespace; the root namespace gets no interface, address or route. Without root every host is an address of
 //! its own on loopback and links have no rate; [`Testbed::backend`] says which of the two it is and why.
 //!
+//! With an inventory the hosts are real ones, reached by ssh, whose links stay as they are.
+//!
 //! What is started here ends here: [`Testbed`]'s `Drop` ends every process and deletes every namespace, children
 //! die with the harness (parent-death signal), and what a killed harness left is removed by the next run, which
 //! touches only what belonged to an owner that is dead.
@@ -19,10 +21,12 @@ pub mod cluster;
 mod error;
 mod host;
 mod interface;
+mod keeper;
 mod link;
 mod namespace;
 mod owner;
 mod process;
+mod remote;
 pub mod repository;
 mod seat;
 mod skip;
@@ -33,8 +37,11 @@ pub use cancel::Cancel;
 pub use error::Error;
 pub use host::Host;
 pub use interface::InterfaceCounters;
+pub use keeper::Keeper;
 pub use link::{Link, Rate};
+pub use owner::{remove_leftovers, state_directory};
 pub use process::{Finished, Process, Program, Signal};
+pub use remote::{Inventory, Reach};
 pub use skip::{SKIPS, skip};
 pub use testbed::{Backend, HOSTS_MAX, NETWORKS_MAX, Options, Testbed};
 pub use wait::wait_until;

@@ -62,7 +62,7 @@ impl Run {
     /// Removes what dead runs left and opens a new one.
     pub(crate) fn open(state: &Path) -> Result<Run, Error> {
         make_state_dir(state)?;
-        remove_leftovers(state)?;
+        remove_recorded(state)?;
         let pid = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
         let owner = Identity::of(pid).ok_or_else(|| Error::Gone { what: "the harness".to_owned() })?;
         loop {
@@ -81,6 +81,10 @@ impl Run {
                 Err(source) => return Err(Error::Io { doing: format!("making {}", dir.display()), source }),
             }
         }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -134,6 +138,58 @@ pub(crate) fn default_state_dir() -> PathBuf {
     }
 }
 
+/// Removes what dead runs of this user have left, also where their records are lost, and tells what had none.
+///
+/// Every [`crate::Testbed`] does the former at its start. Namespaces and directories whose records are gone (they are in
+/// memory) are known by their names, which tell whose they were; no run is asked to end that is still owned.
+///
+/// # Errors
+///
+/// When something cannot be removed.
+pub fn remove_leftovers() -> Result<Vec<String>, Error> {
+    remove_leftovers_of(&state_directory()?, Path::new(namespace::NETNS_DIR), &std::env::temp_dir())
+}
+
+/// Where runs of this user are recorded; it is made if it is not there. What has other names than runs is left alone.
+///
+/// # Errors
+///
+/// When it cannot be made, or is somebody else's.
+pub fn state_directory() -> Result<PathBuf, Error> {
+    let state = default_state_dir();
+    make_state_dir(&state)?;
+    Ok(state)
+}
+
+fn remove_leftovers_of(state: &Path, namespaces: &Path, scratch: &Path) -> Result<Vec<String>, Error> {
+    remove_recorded(state)?;
+    let mut removed = Vec::new();
+    let names = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<String>>()
+    };
+    let is_dead = |id: &str| owner_of(id).is_some_and(|owner| !owner.is_alive());
+    for name in names(namespaces) {
+        let Some((id, _)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else { continue };
+        // The first of a run takes the others along.
+        if is_dead(id) && namespaces.join(&name).exists() {
+            delete_namespaces(id)?;
+            removed.push(format!("the network namespaces of run {id}"));
+        }
+    }
+    for name in names(scratch) {
+        let path = scratch.join(&name);
+        let ours = || {
+            fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw())
+        };
+        if name.strip_prefix(SCRATCH_PREFIX).is_some_and(is_dead) && ours() {
+            fs::remove_dir_all(&path).map_err(Error::io(format!("removing {}", path.display())))?;
+            removed.push(path.display().to_string());
+        }
+    }
+    Ok(removed)
+}
+
 fn make_state_dir(state: &Path) -> Result<(), Error> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -151,7 +207,7 @@ fn make_state_dir(state: &Path) -> Result<(), Error> {
 }
 
 /// Removes every run in `state` whose owner is dead: its processes, its namespaces, its directory.
-fn remove_leftovers(state: &Path) -> Result<(), Error> {
+fn remove_recorded(state: &Path) -> Result<(), Error> {
     let entries = fs::read_dir(state).map_err(Error::io(format!("reading {}", state.display())))?;
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -305,6 +361,25 @@ mod tests {
         assert!(scratch.is_dir());
         run.close(false).unwrap();
         assert!(!scratch.exists());
+    }
+
+    #[test]
+    fn what_has_lost_its_record_is_known_by_its_name_and_its_owner() {
+        let (state, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let me = Identity::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let living = format!("{}.{}.9", me.pid, me.start);
+        for name in [
+            "freshet-scratch-2147483647.1.0",
+            &format!("freshet-scratch-{living}"),
+            "freshet-scratch-x",
+            "other",
+        ] {
+            fs::create_dir(scratch.path().join(name)).unwrap();
+        }
+        let removed = remove_leftovers_of(state.path(), Path::new("/nonexistent"), scratch.path()).unwrap();
+        assert_eq!(removed.len(), 1, "{removed:?}");
+        assert!(!scratch.path().join("freshet-scratch-2147483647.1.0").exists());
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -31,13 +31,20 @@ pub struct Program {
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
     directory: Option<PathBuf>,
+    holds_input: bool,
 }
 
 impl Program {
     /// A program by its path, or by its name in `PATH`.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Program {
-        Program { path: path.into(), arguments: Vec::new(), environment: BTreeMap::new(), directory: None }
+        Program {
+            path: path.into(),
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+            directory: None,
+            holds_input: false,
+        }
     }
 
     /// Adds an argument.
@@ -79,8 +86,42 @@ impl Program {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        command.stdin(Stdio::null()).stdout(outputs.stdout()?).stderr(outputs.stderr()?).process_group(0);
+        let input = if self.holds_input { Stdio::piped() } else { Stdio::null() };
+        command.stdin(input).stdout(outputs.stdout()?).stderr(outputs.stderr()?).process_group(0);
         Ok(command)
+    }
+
+    /// The program with its arguments alone, to be run by whoever asks.
+    pub(crate) fn plain_command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Its standard input stays open and empty for as long as the harness lives.
+    pub(crate) fn with_input_held_open(mut self) -> Program {
+        self.holds_input = true;
+        self
+    }
+
+    /// As words for a shell elsewhere: environment, directory, program and arguments.
+    pub(crate) fn shell_words(&self) -> impl Iterator<Item = String> + '_ {
+        let text = |word: &OsString| word.to_string_lossy().into_owned();
+        let directory = self
+            .directory
+            .iter()
+            .flat_map(|path| ["--chdir".to_owned(), path.to_string_lossy().into_owned()]);
+        let proxies = PROXIES.iter().flat_map(|name| [name.to_string(), name.to_ascii_uppercase()]);
+        let proxies = proxies.flat_map(|name| ["-u".to_owned(), name]);
+        let settings =
+            self.environment.iter().map(move |(name, value)| format!("{}={}", text(name), text(value)));
+        ["env".to_owned()]
+            .into_iter()
+            .chain(proxies)
+            .chain(directory)
+            .chain(settings)
+            .chain([self.path.to_string_lossy().into_owned()])
+            .chain(self.arguments.iter().map(move |word| text(word)))
     }
 }
 
@@ -216,6 +257,9 @@ impl Process {
         if let Some(status) = self.state.ended()? {
             return Err(self.state.ended_early(status, "to take a signal"));
         }
+        if self.state.is_remote() {
+            return self.state.signal_by_input(signal);
+        }
         let pid = self.state.group().ok_or_else(|| Error::Gone { what: self.state.name.clone() })?;
         kill_process(pid, signal).map_err(|errno| Error::Io {
             doing: format!("signalling {}", self.state.name),
@@ -277,11 +321,37 @@ impl ProcessState {
         &self.name
     }
 
-    fn ended(&self) -> Result<Option<ExitStatus>, Error> {
+    /// Whether the process itself is elsewhere, and this is the session that it lives in.
+    fn is_remote(&self) -> bool {
+        lock(&self.child).stdin.is_some()
+    }
+
+    /// Has the other end of the session send a signal.
+    fn signal_by_input(&self, signal: Signal) -> Result<(), Error> {
+        let known = SIGNALS.iter().find(|(one, _)| *one == signal);
+        let (_, name) = known.ok_or_else(|| Error::Io {
+            doing: format!("signalling {}", self.name),
+            source: std::io::Error::other(
+                "expected one of TERM, INT, HUP, KILL, STOP and CONT for a remote process",
+            ),
+        })?;
+        match &mut lock(&self.child).stdin {
+            Some(input) => std::io::Write::write_all(input, format!("{name}\n").as_bytes())
+                .map_err(Error::io(format!("signalling {}", self.name))),
+            None => Err(Error::Gone { what: self.name.clone() }),
+        }
+    }
+
+    /// Ends the input that was held open.
+    pub(crate) fn close_input(&self) {
+        lock(&self.child).stdin.take();
+    }
+
+    pub(crate) fn ended(&self) -> Result<Option<ExitStatus>, Error> {
         lock(&self.child).try_wait().map_err(Error::io(format!("waiting for {}", self.name)))
     }
 
-    fn log(&self) -> Result<String, Error> {
+    pub(crate) fn log(&self) -> Result<String, Error> {
         let reading = || format!("reading {}", self.log.display());
         let mut file = File::open(&self.log).map_err(Error::io(reading()))?;
         file.seek(SeekFrom::Start(self.log_start)).map_err(Error::io(reading()))?;
@@ -297,14 +367,14 @@ impl ProcessState {
         lines[lines.len().saturating_sub(TAIL_LINES)..].iter().flat_map(|line| ["\n    ", line]).collect()
     }
 
-    fn with_tail(&self, error: Error) -> Error {
+    pub(crate) fn with_tail(&self, error: Error) -> Error {
         match error {
             Error::Timeout { what, after, .. } => Error::Timeout { what, after, tail: self.tail() },
             other => other,
         }
     }
 
-    fn ended_early(&self, status: ExitStatus, what: &str) -> Error {
+    pub(crate) fn ended_early(&self, status: ExitStatus, what: &str) -> Error {
         Error::Ended {
             process: self.name.clone(),
             status: status.to_string(),
@@ -389,4 +459,13 @@ fn append(path: &Path) -> Result<File, Error> {
 }
 
 const PROXIES: [&str; 4] = ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy"];
+/// Those that a session's other end is told of, by the names that `kill -s` takes.
+const SIGNALS: [(Signal, &str); 6] = [
+    (Signal::TERM, "TERM"),
+    (Signal::INT, "INT"),
+    (Signal::HUP, "HUP"),
+    (Signal::KILL, "KILL"),
+    (Signal::STOP, "STOP"),
+    (Signal::CONT, "CONT"),
+];
 const TAIL_LINES: usize = 20;

@@ -15,6 +15,7 @@ use crate::link::Link;
 use crate::namespace::{self, Wire};
 use crate::owner::{self, Run};
 use crate::process::ProcessState;
+use crate::remote::Inventory;
 use crate::{Cancel, Error, Host};
 
 /// How a testbed is to be set up; `Options::default()` takes namespaces where it may and loopback elsewhere.
@@ -28,6 +29,8 @@ pub struct Options {
     /// Where runs are recorded; unless set, `/run/freshet-testbed` for root and one in the temporary directory for
     /// others.
     pub state: Option<PathBuf>,
+    /// Real hosts by name, in place of namespaces: then every host must be one of these.
+    pub inventory: Option<Inventory>,
     /// Ends every wait when set.
     pub cancel: Cancel,
 }
@@ -42,6 +45,8 @@ pub enum Backend {
         /// Why it is not namespaces.
         why: String,
     },
+    /// Every host is a real one that is reached by ssh; links are as they are.
+    Remote,
 }
 
 impl fmt::Display for Backend {
@@ -49,6 +54,7 @@ impl fmt::Display for Backend {
         match self {
             Backend::Namespaces => f.write_str("network namespaces, links with rates"),
             Backend::Loopback { why } => write!(f, "loopback, links without rates ({why})"),
+            Backend::Remote => f.write_str("hosts reached by ssh, links as they are"),
         }
     }
 }
@@ -68,12 +74,16 @@ impl Testbed {
     pub fn start(options: Options) -> Result<Testbed, Error> {
         let state = options.state.unwrap_or_else(owner::default_state_dir);
         let run = Run::open(&state)?;
-        let backend = choose(&run, options.loopback);
+        let backend = match options.inventory {
+            Some(_) => Backend::Remote,
+            None => choose(&run, options.loopback),
+        };
         let netem = match &backend {
             Backend::Namespaces => {
                 namespace::has_netem(&run.namespace(HUB)).map_err(|error| error.to_string())
             }
             Backend::Loopback { .. } => Err("there are no links of its own on loopback".to_owned()),
+            Backend::Remote => Err("the links of real hosts are not the testbed's to shape".to_owned()),
         };
         let own_logs = options.logs.is_none();
         let logs = options.logs.unwrap_or_else(|| run.dir().join("logs"));
@@ -83,6 +93,7 @@ impl Testbed {
                 run,
                 backend,
                 netem,
+                inventory: options.inventory,
                 logs,
                 own_logs,
                 cancel: options.cancel,
@@ -132,11 +143,11 @@ impl Testbed {
         self.inner.run.scratch()
     }
 
-    /// Makes a host with one link. `name` is at most 20 of a-z, 0-9 and `-`.
+    /// Makes a host with one link, or connects to the real one of that name. `name` is at most 20 of a-z, 0-9 and `-`.
     ///
     /// # Errors
     ///
-    /// [`Error::Name`] and [`Error::Full`] as named there, and what `ip` and `tc` fail with.
+    /// [`Error::Name`], [`Error::Full`] and [`Error::NotListed`] as named there, and what `ip`, `tc` and `ssh` fail with.
     pub fn host(&self, name: &str, link: &Link) -> Result<Host, Error> {
         check_name(name, "host", HOST_NAME_MAX)?;
         let state = {
@@ -153,14 +164,23 @@ impl Testbed {
                     namespace::add(&netns)?;
                     Some(netns)
                 }
-                Backend::Loopback { .. } => None,
+                Backend::Loopback { .. } | Backend::Remote => None,
             };
             let host = Arc::new(HostState::new(name, netns)?);
             hosts.push(Arc::clone(&host));
             host
         };
         let host = Host::new(Arc::downgrade(&self.inner), state);
-        host.add_link(link)?;
+        match &self.inner.inventory {
+            Some(inventory) => {
+                let known = || inventory.keys().cloned().collect::<Vec<_>>().join(", ");
+                let reach = inventory
+                    .get(name)
+                    .ok_or_else(|| Error::NotListed { host: name.to_owned(), known: known() })?;
+                host.connect(reach)?;
+            }
+            None => host.add_link(link)?,
+        }
         Ok(host)
     }
 }
@@ -194,6 +214,7 @@ pub(crate) struct Inner {
     pub(crate) run: Run,
     backend: Backend,
     netem: Result<(), String>,
+    inventory: Option<Inventory>,
     pub(crate) logs: PathBuf,
     own_logs: bool,
     pub(crate) cancel: Cancel,
