@@ -12,6 +12,7 @@ use freshet_policy::rates::CounterRate;
 use crate::api::Api;
 use crate::clock::epoch_secs;
 use crate::flow::{Instant, MARK_EVERY};
+use crate::registry::NodeName;
 
 /// What was seen last.
 pub(crate) struct Onlooker {
@@ -25,12 +26,14 @@ pub(crate) struct Onlooker {
     looks: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a volunteer was seen; with a hundred thousand of them most looks find nothing new, and copy nothing.
+#[derive(Debug)]
 struct Seen {
-    name: String,
+    name: NodeName,
     state: NodeState,
-    reason: Option<String>,
-    trouble: Option<String>,
+    trouble: Option<Arc<str>>,
+    /// At which look.
+    look: u32,
 }
 
 impl Onlooker {
@@ -67,43 +70,56 @@ impl Onlooker {
     fn look_at_nodes(&mut self) {
         let parts = self.api.parts();
         let events = &parts.events;
-        let now = parts.clock.now();
-        let mut seen = HashMap::with_capacity(self.nodes.len());
-        for node in parts.registry.nodes().iter() {
-            let (state, reason) = self.api.node_state(node);
-            let session = parts.tracker.session(node.id, now);
-            let trouble = session.and_then(|session| session.heartbeat.sync.trouble.clone());
-            let name = node.name.as_str().to_owned();
-            let is = Seen { name, state, reason, trouble };
-            match self.nodes.get(&node.id) {
+        let (nodes, table, look) = (parts.registry.nodes(), parts.routing.load(), self.looks);
+        let mut count = 0;
+        for node in nodes.iter() {
+            count += 1;
+            let route = table.route(node.id);
+            let state = Api::state_of(node, route);
+            let trouble = route.and_then(|route| route.trouble.as_ref());
+            let is = || Seen { name: node.name.clone(), state, trouble: trouble.cloned(), look };
+            let told = || match self.api.node_state(node) {
+                (state, Some(reason)) => format!("{}: {reason}", state.name()),
+                (state, None) => state.name().to_owned(),
+            };
+            let name = node.name.as_str();
+            let Some(was) = self.nodes.get_mut(&node.id) else {
                 // At the first look nothing is new.
-                None if self.looks == 0 => {}
-                None => events.note(EventKind::Volunteer, Some(&is.name), format!("is {}", told(&is))),
-                Some(was) => {
-                    if was.name != is.name {
-                        events.note(EventKind::Operator, Some(&is.name), format!("was called {}", was.name));
-                    }
-                    if was.state != is.state {
-                        let text = format!("was {}, is {}", was.state.name(), told(&is));
-                        events.note(EventKind::Volunteer, Some(&is.name), text);
-                    }
-                    if was.trouble != is.trouble {
-                        let text = match &is.trouble {
-                            Some(trouble) => format!("its mirror is in trouble: {trouble}"),
-                            None => "its mirror is out of trouble".to_owned(),
-                        };
-                        events.note(EventKind::Mirror, Some(&is.name), text);
-                    }
+                if look > 0 {
+                    events.note(EventKind::Volunteer, Some(name), format!("is {}", told()));
                 }
+                self.nodes.insert(node.id, is());
+                continue;
+            };
+            was.look = look;
+            if was.state == state && was.trouble.as_ref() == trouble && was.name == node.name {
+                continue;
             }
-            seen.insert(node.id, is);
-        }
-        for (id, gone) in &self.nodes {
-            if !seen.contains_key(id) {
-                events.note(EventKind::Volunteer, Some(&gone.name), "was removed");
+            if was.name != node.name {
+                events.note(EventKind::Operator, Some(name), format!("was called {}", was.name));
             }
+            if was.state != state {
+                let text = format!("was {}, is {}", was.state.name(), told());
+                events.note(EventKind::Volunteer, Some(name), text);
+            }
+            if was.trouble.as_ref() != trouble {
+                let text = match trouble {
+                    Some(trouble) => format!("its mirror is in trouble: {trouble}"),
+                    None => "its mirror is out of trouble".to_owned(),
+                };
+                events.note(EventKind::Mirror, Some(name), text);
+            }
+            *was = is();
         }
-        self.nodes = seen;
+        if self.nodes.len() > count {
+            self.nodes.retain(|_, seen| {
+                let there = seen.look == look;
+                if !there {
+                    events.note(EventKind::Volunteer, Some(seen.name.as_str()), "was removed");
+                }
+                there
+            });
+        }
     }
 
     fn look_at_releases(&mut self) {
@@ -152,13 +168,6 @@ impl Onlooker {
                 origin_sync: self.origin_sync.smoothed(),
             });
         }
-    }
-}
-
-fn told(seen: &Seen) -> String {
-    match &seen.reason {
-        Some(reason) => format!("{}: {reason}", seen.state.name()),
-        None => seen.state.name().to_owned(),
     }
 }
 

@@ -66,6 +66,8 @@ impl Session {
             sending: self.delivery_rate,
             contending: self.heartbeat.delivery.active,
             saturated: self.delivery_rate.0 as f64 >= SATURATED * self.capacity.0 as f64,
+            // Heartbeats carry no time of writing, and two hosts' clocks need not agree.
+            age: Duration::ZERO,
         }
     }
 }

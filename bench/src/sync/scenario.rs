@@ -118,7 +118,7 @@ fn measure(
 
     let costs = vec![
         bench.cost("1 in 100 packages exchanged", 1.25, idle, || exchange(&repository, &held_back))?,
-        bench.cost("all packages under new names", 0.002, idle, || rename(&repository))?,
+        bench.cost("all packages under new names", 0.005, idle, || rename(&repository))?,
         bench.cost("a changed Packages", 0.02, idle, || change_index(&index, scratch))?,
         bench.cost("an installer image of the packages", 0.01, idle, || image(&repository, scratch))?,
     ];

@@ -4,6 +4,7 @@ use freshet_api::admin::{Holder, NodeState, NodeView, StatusView, WhereView};
 
 use super::Api;
 use crate::registry::Node;
+use crate::routing::Route;
 
 impl Api {
     /// Everything that is known of one volunteer.
@@ -82,6 +83,15 @@ impl Api {
                 })
                 .collect(),
         })
+    }
+
+    /// Where a volunteer stands that is on this route, if it is on any.
+    pub(crate) fn state_of(node: &Node, route: Option<&Route>) -> NodeState {
+        match route {
+            _ if node.membership.is_none() => NodeState::Invited,
+            Some(route) => route.state,
+            None => NodeState::Lost,
+        }
     }
 
     /// Where a volunteer stands, and why it gets no customers.

@@ -352,6 +352,7 @@ pub(crate) mod testing {
             whereabouts: Whereabouts::default(),
             holdings: Arc::default(),
             mirror: MirrorState::default(),
+            trouble: None,
             offer: None,
         });
         RoutingTable::of(routes)

@@ -61,6 +61,8 @@ pub struct Route {
     pub holdings: Arc<RoaringBitmap>,
     /// How far its mirror is.
     pub mirror: MirrorState,
+    /// What stops its mirror, by its own word.
+    pub trouble: Option<Arc<str>>,
     /// What its owner leaves to control, if he does.
     pub offer: Option<Arc<HoldOffer>>,
 }
@@ -124,6 +126,7 @@ impl Route {
                 missing: heartbeat.sync.bytes_missing,
                 sends: heartbeat.sync_url.is_some(),
             }),
+            trouble: heartbeat.and_then(|heartbeat| heartbeat.sync.trouble.as_deref()).map(Into::into),
             offer: heartbeat.and_then(|heartbeat| heartbeat.sync.offer.clone()).map(Arc::new),
             holdings: session.as_ref().map(|session| Arc::clone(&session.holdings)).unwrap_or_default(),
         })

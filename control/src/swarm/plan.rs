@@ -209,7 +209,10 @@ mod tests {
     #[test]
     fn the_grid_is_made_coarser_rather_than_too_long() {
         assert_eq!(piece_bytes(&[128 << 20], 20), 128 << 10);
-        let many = vec![30u64 << 10; PIECES_MAX - 10];
-        assert_eq!(piece_bytes(&many, 1000), 32 << 10);
+        // Three pieces each at the size that suits the volunteers, and two at the next.
+        let many = vec![66u64 << 10; PIECES_MAX / 2];
+        assert_eq!(piece_bytes(&many, 16), 1 << 20);
+        let few_bytes = vec![1u64; PIECES_MAX];
+        assert_eq!(piece_bytes(&few_bytes, 16), 32 << 10);
     }
 }

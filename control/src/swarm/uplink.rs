@@ -20,6 +20,8 @@ pub struct SyncPacer {
     origin: Instant,
     sending: SharedPacer,
     elsewhere: Arc<SentElsewhere>,
+    /// Grants so far, those among them that were held back for.
+    grants: AtomicU64,
 }
 
 /// Bytes that volunteers got from another port of this host and that the sync port has not yet held back for.
@@ -46,7 +48,8 @@ impl SyncPacer {
     /// At `rate` on the wire, of which what is sent `elsewhere` takes at most half.
     pub fn new(rate: BytesPerSec, elsewhere: Arc<SentElsewhere>) -> Self {
         let payload = BytesPerSec((rate.0 as f64 * PAYLOAD) as u64);
-        Self { origin: Instant::now(), sending: SharedPacer::new(payload, Shares::NONE), elsewhere }
+        let sending = SharedPacer::new(payload, Shares::NONE);
+        Self { origin: Instant::now(), sending, elsewhere, grants: AtomicU64::new(0) }
     }
 
     fn moment(&self, now: Instant) -> Moment {
@@ -63,9 +66,10 @@ impl Pacer for SyncPacer {
         let mut own = pacing::Place { end: place.end, bytes: place.bytes };
         let mut pace = self.sending.take(class, want, &mut own, self.moment(now));
         if let Pace::Bytes(bytes) = pace
+            && self.grants.fetch_add(1, Ordering::Relaxed) % 2 == 0
             && self.elsewhere.settle(bytes)
         {
-            // These went out by the other port; the next grant is for whoever asks here.
+            // These went out by the other port; at least every second grant is for those who ask here.
             own = pacing::Place::NOWHERE;
             pace = self.sending.take(class, want, &mut own, self.moment(now));
         }
