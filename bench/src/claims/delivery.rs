@@ -52,7 +52,7 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
         .number("files", "", 0)
         .number("by volunteers", "% of bytes", 1)
         .number("other bytes than the server's", "files", 0)
-        .number("found out by the checksum", "files", 0);
+        .number("refused for its checksum", "times", 0);
     for (tool, checked) in &honest {
         table.row(checked.row(tool, "honest"));
     }
@@ -246,7 +246,7 @@ fn by_curl(stage: &Stage, file: &RepositoryFile) -> Result<Checked> {
 /// All files, checked by aria2 against the server's metalinks on the way.
 fn by_aria2(stage: &Stage, files: &[RepositoryFile]) -> Result<Checked> {
     let directory = fresh(stage, "aria2")?;
-    let before = stage.sent()?.iter().sum::<u64>();
+    let before = by_origin(stage)?;
     let mut checked = Checked::default();
     for file in files {
         let program = Program::new("aria2c")
@@ -266,7 +266,8 @@ fn by_aria2(stage: &Stage, files: &[RepositoryFile]) -> Result<Checked> {
         let wrong = fs::read(directory.join(name))? != fs::read(stage.repository.join(&file.path))?;
         checked.add(&Checked { files: 1, bytes: file.size, wrong: wrong.into(), ..Checked::default() });
     }
-    checked.by_volunteers = (stage.sent()?.iter().sum::<u64>() - before).min(checked.bytes);
+    // Metalinks are the origin's, and count as such.
+    checked.by_volunteers = checked.bytes.saturating_sub(by_origin(stage)? - before);
     Ok(checked)
 }
 
@@ -312,40 +313,56 @@ fn by_apt(stage: &Stage, run: &str) -> Result<Checked> {
     }
     let (_, listed) = apt("apt-cache", &["pkgnames"])?;
     let names: Vec<&str> = listed.lines().collect();
-    let before = stage.sent()?.iter().sum::<u64>();
-    for name in names {
-        // apt refuses what its index does not name. As its user would, one asks again then.
-        let mut tries = 0;
-        while !apt("apt-get", &["-q", "download", name])?.0 {
-            tries += 1;
-            if tries >= APT_TRIES {
-                break;
-            }
-        }
-    }
-    let sent = stage.sent()?.iter().sum::<u64>() - before;
     let files = freshet_testbed::repository::files(&stage.repository)?;
     let right: BTreeSet<Vec<u8>> = files
         .iter()
         .filter(|file| file.path.ends_with(".deb"))
         .map(|file| Ok(fs::read(stage.repository.join(&file.path))?))
         .collect::<Result<_>>()?;
+    let before = by_origin(stage)?;
     let mut checked = Checked::default();
-    for entry in fs::read_dir(&downloads)? {
-        let content = fs::read(entry?.path())?;
-        let wrong = !right.contains(&content);
-        checked.add(&Checked {
-            files: 1,
-            bytes: content.len() as u64,
-            wrong: wrong.into(),
-            ..Checked::default()
-        });
+    for name in names {
+        // apt refuses what its index does not name, and leaves it lying. As its user would, one asks again then.
+        let mut came = None;
+        for _ in 0..APT_TRIES {
+            let (accepted, words) = apt("apt-get", &["-q", "download", name])?;
+            let contents = taken(&downloads)?;
+            taken(&root.join("var/cache/apt/archives/partial"))?;
+            if accepted {
+                came = Some(contents);
+                break;
+            }
+            if !words.contains("Hash Sum mismatch") {
+                bail!("apt-get download {name}: {words}");
+            }
+            checked.found += 1;
+        }
+        let contents = came.unwrap_or_default();
+        let whole = contents.len() == 1 && contents.iter().all(|content| right.contains(content));
+        let bytes = contents.iter().map(|content| content.len() as u64).sum();
+        checked.add(&Checked { files: 1, bytes, wrong: (!whole).into(), ..Checked::default() });
     }
-    // What was refused on the way and never came counts as wrong too: the customer does not have it.
-    checked.wrong += right.len().saturating_sub(checked.files);
-    checked.files = checked.files.max(right.len());
-    checked.by_volunteers = sent.min(checked.bytes);
+    checked.by_volunteers = checked.bytes.saturating_sub(by_origin(stage)? - before);
     Ok(checked)
+}
+
+/// Bytes of files that the front door has sent itself.
+fn by_origin(stage: &Stage) -> Result<u64> {
+    let status = stage.cluster.ctl(&["status"])?;
+    status["front_door"]["body_bytes"].as_u64().context("expected what the front door sent")
+}
+
+/// The contents of the files in a directory, which are removed.
+fn taken(directory: &Path) -> Result<Vec<Vec<u8>>> {
+    let mut contents = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            contents.push(fs::read(entry.path())?);
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(contents)
 }
 
 /// Waits until customers are sent to a volunteer for one of the files.

@@ -24,7 +24,7 @@ struct Turn {
 
 /// Turns of every way, with the same customers in each round.
 pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<Claim>> {
-    let (rounds, secs) = (ground.rounds(2), if ground.quick { 12.0 } else { 30.0 });
+    let (rounds, secs) = (ground.rounds(2), if ground.quick { 12.0 } else { 25.0 });
     let ways: &[&str] = if ground.quick { &[OURS, "random"] } else { &[OURS, "random", "round-robin"] };
     let mut stage = set_up(ground)?;
     let files = files();

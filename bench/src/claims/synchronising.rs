@@ -29,7 +29,7 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
         let trial = Trial::new(count, MBIT, release, &ground.scratch.join(format!("release-{count}")))?;
         eprintln!("{count} mirrors; {}", trial.describe());
         let mut runs: [Vec<Ran>; 2] = [Vec::new(), Vec::new()];
-        for round in 0..ground.rounds(if count <= 10 { 3 } else { 2 }) {
+        for round in 0..ground.rounds(if count <= 5 { 3 } else { 2 }) {
             for (ran, contender) in runs.iter_mut().zip([Contender::Swarm, Contender::Rsync]) {
                 let directory = ground.scratch.join(format!("{count}-{round}-{contender:?}"));
                 let mut one = trial.run(contender, ground.programs, &directory, ground.cancel)?;
@@ -117,7 +117,7 @@ fn release_bytes(mirrors: usize) -> u64 {
 }
 
 const MBIT: u64 = 40;
-const RSYNC_SECS: f64 = 40.0;
+const RSYNC_SECS: f64 = 25.0;
 const RELEASE_BYTES_MAX: u64 = 16_000_000;
 /// From this ratio on the workload counts as significantly less: half of it is gone.
 const SIGNIFICANT: f64 = 2.0;
