@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::plot::{Lines, cumulative};
+use crate::plot::{Lines, PALETTE, cumulative};
 use crate::report::{Counters, Document, Table, cells};
 
 use super::course::{PhaseSeen, Request, Seen, Verdict};
@@ -20,6 +20,8 @@ pub(crate) struct Run {
     pub(crate) hosts: Vec<String>,
     /// The interface of each.
     pub(crate) interfaces: Vec<String>,
+    /// Of the programs, as control tells it.
+    pub(crate) version: String,
     /// What was served, in words.
     pub(crate) content: String,
     /// What the links are made of, in words.
@@ -68,6 +70,7 @@ pub(crate) fn begin(experiment: &Experiment, seed: u64) -> Document {
 /// When a plot cannot be drawn.
 pub(crate) fn fill(document: &mut Document, experiment: &Experiment, runs: &[Run]) -> Result<String> {
     let Some(first) = runs.first() else { return Ok(String::new()) };
+    document.version("control and volunteers", &first.version);
     document.parameter("links", &first.ground);
     document.parameter("served", &first.content);
     document.parameter("heartbeat", experiment.control.heartbeat);
@@ -280,9 +283,12 @@ fn plots(document: &mut Document, title: &dyn Fn(&str) -> String, run: &Run) -> 
         "By the kernel's counters of each host's link; the bands between phases are where links fall silent.",
     );
     for (what, side) in [("Sent", 1), ("Received", 0)] {
-        let series = rates(run, side);
-        let svg = Lines { title: what, x: "s", y: "Mbit/s", series: &series, reference: None }.svg()?;
-        section.figure(&format!("{what} by each interface over time"), &svg);
+        // No more in one plot than can be told apart by their colours.
+        for series in rates(run, side).chunks(PALETTE.len()) {
+            let svg = Lines { title: what, x: "s", y: "Mbit/s", series, reference: None }.svg()?;
+            let names: Vec<&str> = series.iter().map(|(name, _)| name.as_str()).collect();
+            section.figure(&format!("{what} over time by the interfaces of {}", names.join(", ")), &svg);
+        }
     }
     let by_phase: Vec<(String, Vec<[f64; 2]>)> = run
         .seen

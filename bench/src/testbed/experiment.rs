@@ -410,12 +410,9 @@ impl Experiment {
                 group.delay
             );
         }
+        let count: u64 = self.hosts.iter().map(|group| u64::from(group.count)).sum();
+        ensure!(count < HOSTS_MAX as u64, "hosts: expected fewer than {HOSTS_MAX} in all, found {count}");
         let members = self.all_members();
-        ensure!(
-            members.len() < HOSTS_MAX,
-            "hosts: expected fewer than {HOSTS_MAX} in all, found {}",
-            members.len()
-        );
         for member in &members {
             check_name("hosts.name", &member.name, HOST_NAME_MAX)?;
             ensure!(
@@ -539,3 +536,89 @@ const FILES_MAX: u32 = 100_000;
 /// So that each has a size of its own.
 const FILE_BYTES_MIN: u64 = 64;
 const BYTES_MAX: Bytes = Bytes(10 << 30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = include_str!("../../experiments/smallest.toml");
+
+    /// What is wrong with the smallest experiment once `from` in it is `to`.
+    fn refusal(from: &str, to: &str) -> String {
+        assert!(SMALLEST.contains(from), "{from}");
+        format!("{:#}", Experiment::parse(&SMALLEST.replacen(from, to, 1)).unwrap_err())
+    }
+
+    #[test]
+    fn those_that_come_along_are_what_their_names_say() {
+        for ((name, _), experiment) in SUPPLIED.iter().zip(Experiment::supplied().unwrap()) {
+            assert_eq!(experiment.name, *name);
+            // What is written into reports is the same experiment again.
+            let again = Experiment::parse(&experiment.text().unwrap()).unwrap();
+            assert_eq!(again.text().unwrap(), experiment.text().unwrap());
+        }
+        let ten = Experiment::open(Path::new("ten-volunteers")).unwrap();
+        let names: Vec<String> = ten.members(Role::Volunteer).into_iter().map(|member| member.name).collect();
+        assert_eq!((names.len(), names[0].as_str(), names[9].as_str()), (10, "volunteer-1", "volunteer-10"));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_named_with_those_that_are() {
+        let error = refusal("title =", "titel = \"x\"\ntitle =");
+        assert!(error.contains("titel") && error.contains("`title`"), "{error}");
+        let error = refusal("requests = { per_second = 3.0 }", "requests = { per_secnd = 3.0 }");
+        assert!(error.contains("per_secnd") && error.contains("per_second"), "{error}");
+        let error = refusal("role = \"origin\"", "role = \"server\"");
+        assert!(error.contains("server") && error.contains("customer"), "{error}");
+    }
+
+    #[test]
+    fn quantities_without_units_are_refused_with_an_example() {
+        let error = refusal("up = \"40 Mbit/s\"", "up = \"40\"");
+        assert!(error.contains("200 Mbit/s"), "{error}");
+        let error = refusal("at_most = \"120 s\"", "at_most = \"120\"");
+        assert!(error.contains("`30 s`") && error.contains("`120`"), "{error}");
+        let error = refusal("up = \"40 Mbit/s\"", "loss = \"2\"\nup = \"40 Mbit/s\"");
+        assert!(error.contains("0.5 %"), "{error}");
+    }
+
+    #[test]
+    fn what_makes_no_experiment_is_refused_by_its_key() {
+        for (from, to, named) in [
+            ("name = \"smallest\"", "name = \"The Smallest\"", "name: expected 1 to 40"),
+            ("generated = {", "packages = \"small\"\ngenerated = {", "repository: expected one of"),
+            ("files = 12", "files = 0", "repository.generated.files"),
+            ("bytes = \"6 MB\"", "bytes = \"700 B\"", "repository.generated.bytes"),
+            ("count = 2", "count = 0", "hosts[1] (volunteer).count"),
+            ("count = 2", "count = 4000000000", "fewer than 200 in all"),
+            ("name = \"customer\"", "name = \"volunteer-2\"", "hosts.name: expected each once"),
+            ("name = \"origin\"", "name = \"server\"", "expected the origin to be called `origin`"),
+            ("role = \"origin\"", "role = \"customer\"", "exactly one with `role = \"origin\"`"),
+            ("role = \"customer\"", "role = \"customer\"\ndonated = \"1 Mbit/s\"", "only volunteers donate"),
+            ("up = \"40 Mbit/s\"", "up = \"1 kbit/s\"", "hosts[0] (origin): expected rates"),
+            ("up = \"40 Mbit/s\"", "delay = \"1 min\"\nup = \"40 Mbit/s\"", "hosts[0] (origin).delay"),
+            ("until = \"synced\"", "", "phases[0] (sync): expected `lasts"),
+            ("lasts = \"4 s\"", "lasts = \"10 min\"", "phases[1] (steady): expected `lasts` to be within"),
+            ("lasts = \"4 s\"", "until = \"synced\"", "phases[1] (steady).requests: expected `lasts`"),
+            ("lasts = \"4 s\"", "lose = [\"customer\"]\nlasts = \"4 s\"", "names of volunteers"),
+            ("lasts = \"4 s\"", "bring_back = [\"volunteer-1\"]\nlasts = \"4 s\"", "one that was lost"),
+            ("per_second = 3.0", "per_second = 0.0", "requests.per_second"),
+            ("per_second = 3.0", "at_once = 65", "requests.at_once"),
+            ("per_second = 3.0", "per_second = 3.0, at_once = 2", "one of `per_second"),
+            ("per_second = 3.0", "per_second = 3.0, popularity = 9.0", "requests.popularity"),
+            ("per_second = 3.0", "per_second = 3.0, paths = \"[a]\"", "requests.paths"),
+        ] {
+            let error = refusal(from, to);
+            assert!(error.contains(named), "{to}: {error}");
+        }
+        let nobody = SMALLEST.replacen("role = \"customer\"", "role = \"volunteer\"", 1);
+        let error = Experiment::parse(&nobody).unwrap_err().to_string();
+        assert!(error.contains("nobody to ask"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_with_what_is() {
+        let error = Experiment::open(Path::new("no-such-thing")).unwrap_err().to_string();
+        assert!(error.contains("no-such-thing") && error.contains("ten-volunteers"), "{error}");
+    }
+}

@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(reading.classes[1], [20, 21]);
         assert_eq!(parse(&text((5, 6), (7, 8)), "eth1"), None);
         assert_eq!(parse("", "eth0"), None);
-        assert_eq!(parse(&text((5, 6), (7, 8)).replace("sync", "other"), "eth0"), None);
+        assert_eq!(parse(&text((5, 6), (7, 8)).replace("sync", "sink"), "eth0"), None);
     }
 
     #[test]

@@ -170,12 +170,14 @@ fn once(experiment: &Experiment, ground: &Ground, progress: &mut Progress) -> Re
     let content = &stand.content;
     let megabytes = content.bytes() as f64 / 1e6;
     let hosts = stand.hosts();
+    let version = &stand.cluster.ctl(&["status"])?["version"];
     Ok(Run {
         seen,
         hosts: hosts.iter().map(|host| host.name().to_owned()).collect(),
         interfaces: hosts.iter().map(freshet_testbed::Host::interface).collect::<Result<_, _>>()?,
         content: format!("{}: {} files, {megabytes:.1} MB at the end", content.what, content.files.len()),
         ground: stand.testbed.backend().to_string(),
+        version: version.as_str().unwrap_or("unknown").to_owned(),
         caveats: stand.caveats.clone(),
     })
 }

@@ -290,7 +290,7 @@ fn kept_name(line: &[u8]) -> Option<String> {
             return None;
         }
     }
-    Some(words.next()?.ok()?.to_owned())
+    words.next()?.ok().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Asks a keeper to end, and waits until everything of it is gone.

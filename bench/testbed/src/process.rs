@@ -121,7 +121,7 @@ impl Program {
             .chain(directory)
             .chain(settings)
             .chain([self.path.to_string_lossy().into_owned()])
-            .chain(self.arguments.iter().map(move |word| text(word)))
+            .chain(self.arguments.iter().map(text))
     }
 }
 
