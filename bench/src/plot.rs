@@ -54,6 +54,8 @@ impl Groups<'_> {
             .x_labels(self.labels.len() * 2 + 1)
             .x_label_formatter(&label)
             .y_desc(self.unit)
+            .max_light_lines(0)
+            .bold_line_style(BLACK.mix(0.12))
             .draw()?;
         if let Some(level) = self.reference {
             let ends = [(-0.5, level), (self.labels.len() as f64 - 0.5, level)];
@@ -122,7 +124,13 @@ impl Lines<'_> {
             .x_label_area_size(44)
             .y_label_area_size(60)
             .build_cartesian_2d(0.0..right.max(f64::MIN_POSITIVE), 0.0..most(1).max(f64::MIN_POSITIVE))?;
-        chart.configure_mesh().x_desc(self.x).y_desc(self.y).draw()?;
+        chart
+            .configure_mesh()
+            .x_desc(self.x)
+            .y_desc(self.y)
+            .max_light_lines(0)
+            .bold_line_style(BLACK.mix(0.12))
+            .draw()?;
         if let Some((at, what)) = self.reference {
             let style = BLACK.mix(0.6);
             chart

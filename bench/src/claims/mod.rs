@@ -67,6 +67,7 @@ impl Ground<'_> {
 /// One claim and how it is looked at.
 struct Subject {
     number: u8,
+    title: &'static str,
     /// In the words of the paper.
     claimed: &'static str,
     /// Programs that must be installed.
@@ -77,12 +78,14 @@ struct Subject {
 const SUBJECTS: &[Subject] = &[
     Subject {
         number: 1,
+        title: "Synchronising edge nodes",
         claimed: "Swarm synchronisation reduces the server's workload of synchronising the edge nodes significantly.",
         needs: &["rsync"],
         look: synchronising::look,
     },
     Subject {
         number: 2,
+        title: "Identical files, similar versions, chunk sizes",
         claimed: "Identical files and similar versions are exploited; similarity wants small chunks (the square root of the \
                   file's size), a swarm wants moderately large ones (64 KB).",
         needs: &["apt-get", "xorriso"],
@@ -90,6 +93,7 @@ const SUBJECTS: &[Subject] = &[
     },
     Subject {
         number: 3,
+        title: "Ordinary tools, untrusted volunteers",
         claimed: "Customers need no custom tools: the server redirects them to a volunteer, and they authenticate what \
                   they get through checksums from the server, because volunteers cannot be fully trusted.",
         needs: &["curl", "sha256sum"],
@@ -97,6 +101,7 @@ const SUBJECTS: &[Subject] = &[
     },
     Subject {
         number: 4,
+        title: "Load on uneven volunteers",
         claimed: "By utilising the information available at the tracker the load is aptly distributed to the volunteers, \
                   under synchronisation and delivery on the same network.",
         needs: &["curl"],
@@ -104,12 +109,14 @@ const SUBJECTS: &[Subject] = &[
     },
     Subject {
         number: 5,
+        title: "A flash crowd and volatile volunteers",
         claimed: "By replicating only the newly released packages, volatile volunteers diminish the flash crowd effects.",
         needs: &["curl"],
         look: release_day::look,
     },
     Subject {
         number: 6,
+        title: "What volunteers save and cost",
         claimed: "Volunteers spare the server's bandwidth; an edge node of the existing system spends 1.81 hours a day \
                   (0.54 to 20.53) synchronising.",
         needs: &["curl"],
@@ -146,7 +153,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
             quick: arguments.quick,
             seed: arguments.seed,
         };
-        document.section(&format!("Claim {}", subject.number)).prose(subject.claimed);
+        document.section(&format!("{}. {}", subject.number, subject.title)).quote(subject.claimed);
         let outcome = match missing(subject) {
             Some(why) => Err(why),
             None => (subject.look)(&ground, &mut document).map_err(|error| {

@@ -21,7 +21,7 @@ pub(super) fn page(document: &Document) -> String {
     let _ = writeln!(page, "<p class=\"about\">{}</p>", escaped(&document.about));
     let begun = document.begun.strftime("%Y-%m-%d %H:%M UTC");
     let minutes = (jiff::Timestamp::now() - document.begun).total(jiff::Unit::Minute).unwrap_or_default();
-    let _ = writeln!(page, "<p class=\"when\">Begun {begun}, {minutes:.0} minutes long.</p>");
+    let _ = writeln!(page, "<p class=\"when\">Begun {begun}; it took {minutes:.1} minutes.</p>");
     for one in &document.sections {
         section(&mut page, one);
     }
@@ -39,6 +39,7 @@ fn section(page: &mut String, section: &Section) {
     for block in &section.blocks {
         let _ = match block {
             Block::Prose(text) => writeln!(page, "<p>{}</p>", escaped(text)),
+            Block::Quote(text) => writeln!(page, "<blockquote>{}</blockquote>", escaped(text)),
             Block::Figure { caption, svg } => {
                 let caption = escaped(caption);
                 writeln!(

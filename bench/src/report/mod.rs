@@ -160,7 +160,7 @@ impl Document {
                     Block::Table(table) | Block::Folded { table, .. } => {
                         lines.extend(table.json(&section.heading))
                     }
-                    Block::Prose(_) | Block::Figure { .. } | Block::Text { .. } => {}
+                    Block::Prose(_) | Block::Quote(_) | Block::Figure { .. } | Block::Text { .. } => {}
                 }
             }
         }
@@ -179,6 +179,7 @@ pub(crate) struct Section {
 #[derive(Debug)]
 enum Block {
     Prose(String),
+    Quote(String),
     Table(Table),
     Claims(Vec<Claim>),
     Figure { caption: String, svg: String },
@@ -192,6 +193,12 @@ impl Section {
         for paragraph in text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {
             self.blocks.push(Block::Prose(paragraph.trim().to_owned()));
         }
+        self
+    }
+
+    /// Adds somebody else's words.
+    pub(crate) fn quote(&mut self, text: &str) -> &mut Section {
+        self.blocks.push(Block::Quote(text.to_owned()));
         self
     }
 
