@@ -112,8 +112,8 @@ pub(crate) fn fill(document: &mut Document, experiment: &Experiment, runs: &[Run
         let section = document.section(&title("Counters of both sides"));
         section.prose(
             "The harness reads the kernel's statistics of each interface in the host's own namespace (or by ssh); \
-             volunteers count with their classifiers. Both are read at moments at which next to nothing passes, at each \
-             phase's beginning and end, and compared over all the time in which the volunteer's daemon ran.",
+             volunteers count with their classifiers. Both are read at moments at which next to nothing passes, at \
+             each phase's beginning and end, and compared over all the time in which the volunteer's daemon ran.",
         );
         if run.seen.phases.iter().any(|phase| !phase.silent) {
             section.prose(

@@ -159,8 +159,9 @@ impl Default for Control {
     }
 }
 
-/// A part of the experiment; the first begins with the repository's filling. It begins with what is lost, brought back and published, and ends when its time has passed
-/// and what it waits for has come; customers then get what they have asked for before the next begins.
+/// A part of the experiment. It begins with what is lost, brought back and published (the first with the filling of the
+/// repository), and ends when its time has passed and what it waits for has come; customers then get what they have
+/// asked for before the next begins.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Phase {

@@ -198,9 +198,9 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
         .collect();
     match (testbed.backend(), testbed.netem()) {
         (Backend::Remote, _) => caveats.push(
-            "The hosts are real ones, reached by ssh: rates, queues, delays and losses of their links are what they are, not \
-             what the experiment says. The harness's own sessions pass the interfaces that are counted where a host has no \
-             other."
+            "The hosts are real ones, reached by ssh: rates, queues, delays and losses of their links are what they \
+             are, not what the experiment says. Where a host has no other interface, the harness's own sessions pass the \
+             one that is counted."
                 .to_owned(),
         ),
         (Backend::Loopback { why }, _) => caveats.push(format!(
@@ -215,8 +215,8 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
     }
     if testbed.backend() == &Backend::Namespaces && !experiment.single_packets {
         caveats.push(
-            "Links carry packets of up to 64 KiB in one piece, which the kernel counts with one header: its counters show \
-             less than a wire would have, and less than ours."
+            "Links carry packets of up to 64 KiB in one piece, which the kernel counts with one header: its counters \
+             show less than a wire would have, and less than ours."
                 .to_owned(),
         );
     }

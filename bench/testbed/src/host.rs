@@ -272,8 +272,8 @@ impl Host {
         self.state.remote().is_some()
     }
 
-    /// Where on the host what is at `local` on this machine stands once [`Host::put`] has copied it; the same path unless
-    /// the host is reached by ssh.
+    /// Where on the host what is at `local` on this machine stands once [`Host::put`] has copied it; the same path
+    /// unless the host is reached by ssh.
     #[must_use]
     pub fn place(&self, local: &Path) -> PathBuf {
         self.state.remote().map_or_else(|| local.to_owned(), |remote| remote.place(local))

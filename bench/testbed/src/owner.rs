@@ -140,8 +140,8 @@ pub(crate) fn default_state_dir() -> PathBuf {
 
 /// Removes what dead runs of this user have left, also where their records are lost, and tells what had none.
 ///
-/// Every [`crate::Testbed`] does the former at its start. Namespaces and directories whose records are gone (they are in
-/// memory) are known by their names, which tell whose they were; no run is asked to end that is still owned.
+/// Every [`crate::Testbed`] does the former at its start. Namespaces and directories whose records are gone (they are
+/// in memory) are known by their names, which tell whose they were; no run is asked to end that is still owned.
 ///
 /// # Errors
 ///

@@ -34,7 +34,7 @@ pub struct Reach {
     pub address: IpAddr,
     /// The interface that has this address.
     pub interface: String,
-    /// The first of the ports that programs there are given; as many above it are used as there are programs, and twice.
+    /// The first of the ports that programs there are given, two for each program.
     pub first_port: u16,
 }
 
@@ -65,7 +65,8 @@ impl Remote {
              for d in {OWN_PREFIX}*/; do [ -d \"$d\" ] || continue; flock -n \"$d/lock\" rm -rf \"$d\" || true; done; \
              mkdir -p {own}/pids {own}/root; exec 9>{own}/lock; flock 9; echo {READY}; \
              cat >/dev/null || true; \
-             for p in {own}/pids/*; do [ -e \"$p\" ] || continue; kill -KILL -- \"-${{p##*/}}\" 2>/dev/null || true; done; \
+             for p in {own}/pids/*; do \
+             [ -e \"$p\" ] || continue; kill -KILL -- \"-${{p##*/}}\" 2>/dev/null || true; done; \
              rm -rf {own}"
         );
         (master, session(reach, socket, &script))

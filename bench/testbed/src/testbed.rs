@@ -147,7 +147,8 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// [`Error::Name`], [`Error::Full`] and [`Error::NotListed`] as named there, and what `ip`, `tc` and `ssh` fail with.
+    /// [`Error::Name`], [`Error::Full`] and [`Error::NotListed`] as named there, and what `ip`, `tc` and `ssh` fail
+    /// with.
     pub fn host(&self, name: &str, link: &Link) -> Result<Host, Error> {
         check_name(name, "host", HOST_NAME_MAX)?;
         let state = {
