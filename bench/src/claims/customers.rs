@@ -24,6 +24,9 @@ pub(super) struct Served {
 /// Something that is done once while customers come.
 pub(super) type Deed<'a> = Box<dyn FnOnce(&mut Stage) -> Result<()> + 'a>;
 
+/// What is asked again and again meanwhile.
+pub(super) type Watch<'a> = Box<dyn FnMut(&Stage, f64) -> Result<()> + 'a>;
+
 /// All who come, and what happens meanwhile.
 pub(super) struct Course<'a> {
     pub(super) wishes: Vec<Wish>,
@@ -32,7 +35,7 @@ pub(super) struct Course<'a> {
     /// Seconds after the beginning, and what is done then.
     pub(super) deeds: Vec<(f64, Deed<'a>)>,
     /// Asked every second with the seconds since the beginning.
-    pub(super) watch: Option<Box<dyn FnMut(&Stage, f64) -> Result<()> + 'a>>,
+    pub(super) watch: Option<Watch<'a>>,
 }
 
 /// What came of it.

@@ -132,7 +132,7 @@ fn set_up(ground: &Ground<'_>) -> Result<Stage> {
     let program = std::env::current_exe()?;
     let target = program.ancestors().nth(2).context("expected this program in a target directory")?;
     let made = Repository::make(&target.join("freshet/repositories"), Selection::Small, &mut |step| {
-        eprintln!("{step}")
+        eprintln!("{step}");
     })?;
     if !made.serves_apt() {
         bail!("real packages are needed, with the indexes that apt reads: {:?}", made.kind);

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::Cancel;
+use freshet_testbed::{Cancel, Options, Testbed};
 
 use crate::columns;
 use crate::ground;
@@ -131,7 +131,9 @@ const SUBJECTS: &[Subject] = &[
 /// When it is interrupted, or the report cannot be written.
 pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     let programs = ground::programs(arguments.programs.as_deref())?;
-    let scratch = tempfile::Builder::new().prefix("freshet-claims-").tempdir()?;
+    // What a testbed owns is removed by the next run when this one is killed.
+    let keeper = Testbed::start(Options { loopback: true, cancel: cancel.clone(), ..Options::default() })?;
+    let scratch = keeper.scratch()?;
     let mut document = Document::begin(TITLE, ABOUT);
     document.seed(arguments.seed);
     document.parameter("scale", if arguments.quick { "quick" } else { "full" });
@@ -144,7 +146,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
             continue;
         }
         eprintln!("claim {}: {}", subject.number, subject.claimed);
-        let directory = scratch.path().join(subject.number.to_string());
+        let directory = scratch.join(subject.number.to_string());
         std::fs::create_dir(&directory)?;
         let ground = Ground {
             programs: &programs,

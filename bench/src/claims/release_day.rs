@@ -99,7 +99,7 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
              Mbit/s. {STABLE} volunteers mirror the whole repository. {VOLATILE} more give {QUOTA_MB} MB of space and leave \
              it to control what is kept there: they hold {held} of {} files, what was newly released, and {LEAVE} of them \
              vanish (SIGKILL) while the crowd is served; their customers go on elsewhere. The fluid bound is the time in \
-             which all the uplinks together, as they were at the beginning, could have served everybody.",
+             which all the uplinks together, the origin's and those that vanish among them, could have served everybody.",
             PACKAGE_BYTES as f64 / 1e6,
             OLD_FILES + 2 * rounds,
         ))
@@ -120,7 +120,9 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
     };
     let (half, last) = (ratio(&|day| quantile(&day.secs, 0.5))?, ratio(&|day| day.last)?);
     let bound = Spread::of(with.iter().map(|day| day.last / day.least)).context("nothing was measured")?;
-    let origin = ratio(&|day| day.origin_bytes as f64)?;
+    let crowds_bytes = (customers * PACKAGE_BYTES) as f64;
+    let origin = Spread::of(with.iter().map(|day| day.origin_bytes as f64 / crowds_bytes * 100.0));
+    let origin = origin.context("nothing was measured")?;
     Ok(vec![
         claim(
             "until half of the crowd was served, without volatile volunteers over with them",
@@ -138,9 +140,9 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
             Measured::told(bound, "×", 2),
         ),
         claim(
-            "origin's bytes, without volatile volunteers over with them",
+            "origin's bytes during the crowd, of what the crowd received",
             "",
-            Measured::told(origin, "×", 2),
+            Measured::told(origin, "%", 1),
         ),
     ])
 }
@@ -177,6 +179,7 @@ fn day(stage: &mut Stage, seed: u64, customers: usize, volatile: bool) -> Result
     let course = Course { wishes, customer_rate: CUSTOMER_RATE, deeds: deeds.collect(), watch: None };
     let directory = stage.directory.join("downloads");
     let told = course.run(stage, &directory)?;
+    let origin_bytes = stage.origin_sent()? - origin_before;
     for number in 0..leaving {
         stage.cluster.start_volunteer(STABLE + number)?;
     }
@@ -190,7 +193,7 @@ fn day(stage: &mut Stage, seed: u64, customers: usize, volatile: bool) -> Result
         quantile(&secs, 0.5),
         told.secs
     );
-    Ok(Day { secs, last: told.secs, least, placed, origin_bytes: stage.origin_sent()? - origin_before })
+    Ok(Day { secs, last: told.secs, least, placed, origin_bytes })
 }
 
 /// Files that a volatile volunteer holds, at most.

@@ -158,7 +158,7 @@ impl Document {
                 match block {
                     Block::Claims(claims) => lines.extend(claims.iter().map(Claim::json)),
                     Block::Table(table) | Block::Folded { table, .. } => {
-                        lines.extend(table.json(&section.heading))
+                        lines.extend(table.json(&section.heading));
                     }
                     Block::Prose(_) | Block::Quote(_) | Block::Figure { .. } | Block::Text { .. } => {}
                 }
@@ -338,10 +338,10 @@ mod tests {
         while let Some(at) = rest.find(['<', '&']) {
             let here = &rest[at..];
             let shown = &here[..here.floor_char_boundary(40)];
-            if here.starts_with('&') {
-                let entity = here[1..].split_once(';').map(|(name, _)| name);
+            if let Some(named) = here.strip_prefix('&') {
+                let entity = named.split_once(';').map(|(name, _)| name);
                 match entity {
-                    Some("amp" | "lt" | "gt" | "quot" | "apos" | "#39") => rest = &here[1..],
+                    Some("amp" | "lt" | "gt" | "quot" | "apos" | "#39") => rest = named,
                     _ => return Err(format!("a bare & at {shown}")),
                 }
                 continue;
