@@ -22,6 +22,8 @@ pub(super) struct Metrics {
     delivery_lateness: f64,
     sync_lateness: f64,
     syncs: u64,
+    unfinished: u64,
+    unsynced: u64,
     /// The most that was outstanding on a node, over its admission limit.
     pub(super) limit_excess: f64,
     pub(super) quota_excess: f64,
@@ -29,6 +31,8 @@ pub(super) struct Metrics {
     /// Completion times of the requests that arrived in each stretch of time, for recovery.
     pub(super) stretches: Vec<Stretch>,
     pub(super) events: u64,
+    /// When something went wrong first.
+    pub(super) fault_at: Option<f64>,
 }
 
 /// A moment of the run.
@@ -72,11 +76,14 @@ impl Metrics {
             delivery_lateness: 0.0,
             sync_lateness: 0.0,
             syncs: 0,
+            unfinished: 0,
+            unsynced: 0,
             limit_excess: 0.0,
             quota_excess: 0.0,
             series: Vec::new(),
             stretches: Vec::new(),
             events: 0,
+            fault_at: None,
         }
     }
 
@@ -95,6 +102,18 @@ impl Metrics {
         self.stretches[stretch].slowdown += slowdown;
     }
 
+    /// A customer still waits at the end.
+    pub(super) fn unfinished(&mut self, waited: f64, alone: f64, target: f64) {
+        self.unfinished += 1;
+        self.delivery_lateness += waited / (target + alone);
+    }
+
+    /// A mirror is still not current at the end.
+    pub(super) fn unsynced(&mut self, took: f64, target: f64) {
+        self.unsynced += 1;
+        self.sync_lateness += took / target;
+    }
+
     /// A mirror is current.
     pub(super) fn synced(&mut self, took: f64, target: f64) {
         self.syncs += 1;
@@ -109,9 +128,10 @@ impl Metrics {
         let deviation = (variance / utilisation.len().max(1) as f64).sqrt();
         let at =
             |histogram: &Histogram<u64>, quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-        let delivery_lateness = self.delivery_lateness / self.completed.max(1) as f64;
-        let sync_lateness = self.sync_lateness / self.syncs.max(1) as f64;
+        let delivery_lateness = self.delivery_lateness / (self.completed + self.unfinished).max(1) as f64;
+        let sync_lateness = self.sync_lateness / (self.syncs + self.unsynced).max(1) as f64;
         Outcome {
+            recovery_seconds: self.fault_at.map_or(0.0, |at| recovery(&self.stretches, at)),
             requests: self.requests,
             completed: self.completed,
             slowdown_mean: self.slowdown.mean() / 1000.0,
@@ -158,6 +178,8 @@ pub(super) struct Traffic {
 /// The figures of a run. Times in seconds, amounts in bytes.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Outcome {
+    /// From the first fault until customers who come are as fast as in the end; 0 without one.
+    pub(crate) recovery_seconds: f64,
     pub(crate) requests: u64,
     pub(crate) completed: u64,
     pub(crate) slowdown_mean: f64,
@@ -195,6 +217,19 @@ pub(crate) struct Outcome {
     pub(crate) stretches: Vec<Stretch>,
 }
 
+/// Seconds from a fault at `at` to the end of the first stretch whose mean slowdown is within [`STEADY`] of what is
+/// usual from half way to the run's end on.
+fn recovery(stretches: &[Stretch], at: f64) -> f64 {
+    let mean = |stretch: &Stretch| stretch.slowdown / stretch.completed.max(1) as f64;
+    let first = ((at / STRETCH_SECONDS) as usize).min(stretches.len());
+    let after = &stretches[first..];
+    let mut later: Vec<f64> = after[after.len() / 2..].iter().map(mean).collect();
+    later.sort_by(f64::total_cmp);
+    let Some(&steady) = later.get(later.len() / 2) else { return 0.0 };
+    let stretches = after.iter().position(|stretch| mean(stretch) <= steady * STEADY).unwrap_or(after.len());
+    (first + stretches + 1) as f64 * STRETCH_SECONDS - at
+}
+
 /// Points of a cumulative distribution: value in seconds, part of the requests up to it.
 fn cdf(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     if histogram.is_empty() {
@@ -212,5 +247,21 @@ fn cdf(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
 pub(super) const SERIES_NODES_MAX: usize = 64;
 /// Length of a stretch.
 pub(crate) const STRETCH_SECONDS: f64 = 5.0;
+/// As fast as usual: slower by no more than this.
+const STEADY: f64 = 1.25;
 /// A response takes at least a round trip: what is smaller is not slower for that.
 const ALONE_MIN: f64 = 0.02;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_is_told_by_those_who_come_after_the_fault() {
+        let stretch = |slowdown: f64| Stretch { completed: 10, slowdown: slowdown * 10.0 };
+        let run = [1.0, 1.0, 9.0, 4.0, 2.2, 2.0, 2.1, 1.9, 2.0, 2.0].map(stretch);
+        assert_eq!(recovery(&run, 10.0), 15.0);
+        assert_eq!(recovery(&run, 12.0), 13.0);
+        assert_eq!(recovery(&[], 3.0), 0.0);
+    }
+}

@@ -149,9 +149,10 @@ impl Node {
     }
 
     /// What it says about itself.
-    pub(super) fn report(&self, node: u32, _now: f64, limits: &[f64]) -> Report {
+    pub(super) fn report(&self, node: u32, now: f64, limits: &[f64]) -> Report {
         Report {
             node,
+            at: now,
             epoch: self.epoch,
             delivered: self.uplink.sent(Group::Delivery) - self.epoch_sent,
             synced: self.uplink.sent(Group::Sync),

@@ -172,6 +172,7 @@ const FIGURES: &[Figure] = &[
     ("turned away (503)", |run| run.turned_away as f64),
     ("sent back", |run| run.sent_back as f64),
     ("broken off", |run| run.broken as f64),
+    ("recovery after a fault (s)", |run| run.recovery_seconds),
     ("given up", |run| run.given_up as f64),
     ("served by the origin", |run| run.served_by_origin as f64),
     ("origin sent (GB)", |run| run.origin_bytes / 1e9),

@@ -15,6 +15,8 @@ use freshet_policy::steering::BudgetOutlook;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Report {
     pub(super) node: u32,
+    /// When it was written.
+    pub(super) at: f64,
     pub(super) epoch: u64,
     pub(super) delivered: f64,
     /// Bytes sent for sync.
@@ -102,6 +104,7 @@ impl View {
             sending: BytesPerSec(sending as u64),
             contending: report.active as u64,
             saturated,
+            age: now.since(Moment::from_secs_f64(report.at)),
         };
         ledger.observe(node, pace, now);
         if let Some(outlook) = report.outlook {

@@ -4,14 +4,16 @@
 //! front door decides on knowledge alone, with the very policy code that control runs.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::admission::{Admission, CascadeGuard, OriginHeadroom};
-use freshet_policy::arbiter::{Arbiter, DeliveryFirst, EqualLateness, FixedSplit, SyncFirst, Targets};
+use freshet_policy::arbiter::{
+    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, ShortestRemaining, SyncFirst, Targets,
+};
 use freshet_policy::draw::{Draw, mix};
 use freshet_policy::liveness::LivenessTerms;
 use freshet_policy::reservation::{Promise, ReservationLedger, ReservationTerms};
@@ -290,8 +292,26 @@ impl<'a> World<'a> {
             delivered: of(Group::Delivery),
             synced: of(Group::Sync),
         };
+        self.count_unfinished();
         let utilisation: Vec<f64> = self.nodes[1..].iter().map(|node| node.utilisation(end)).collect();
         self.metrics.finish(&utilisation, traffic)
+    }
+
+    /// What is still under way at the end has been late for at least so long as it has been under way: leaving it
+    /// out would reward whoever never finishes what is slow.
+    fn count_unfinished(&mut self) {
+        let target = self.scenario.front_door.customer_wait_seconds;
+        let free: BTreeSet<u32> = self.free_requests.iter().copied().collect();
+        for (number, request) in self.requests.iter().enumerate() {
+            if request.counted && !free.contains(&(number as u32)) {
+                let alone = request.asked.size() / self.limits[request.class as usize];
+                self.metrics.unfinished(self.now - request.arrived, alone, target);
+            }
+        }
+        let target = self.scenario.front_door.sync_target_seconds;
+        for since in self.mirrors.unfinished() {
+            self.metrics.unsynced(self.now - since, target);
+        }
     }
 
     /// Puts `what` on the calendar.
@@ -591,6 +611,7 @@ impl<'a> World<'a> {
         if node == 0 || node as usize >= self.nodes.len() {
             return;
         }
+        self.metrics.fault_at.get_or_insert(self.now);
         match fault.what {
             FaultKind::Crash => self.leave(node, true),
             FaultKind::Return => self.come(node),
@@ -706,11 +727,12 @@ fn arbiter(name: &str) -> Result<Box<dyn Arbiter>> {
     Ok(match name {
         "equal-lateness" => Box::new(EqualLateness::default()),
         "delivery-first" => Box::new(DeliveryFirst),
+        "shortest-remaining" => Box::new(ShortestRemaining::default()),
         "sync-first" => Box::new(SyncFirst),
         _ => match name.strip_prefix("fixed-split:").and_then(|part| part.parse().ok()) {
             Some(part) => Box::new(FixedSplit::new(part)),
             None => bail!(
-                "expected one of equal-lateness, delivery-first, sync-first, fixed-split:PART, found {name:?}"
+                "expected one of equal-lateness, shortest-remaining, delivery-first, sync-first, fixed-split:PART, found {name:?}"
             ),
         },
     })

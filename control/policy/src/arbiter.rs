@@ -6,6 +6,7 @@
 mod delivery_first;
 mod equal_lateness;
 mod fixed_split;
+mod shortest_remaining;
 mod sync_first;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use freshet_api::{Bytes, BytesPerSec};
 pub use self::delivery_first::DeliveryFirst;
 pub use self::equal_lateness::EqualLateness;
 pub use self::fixed_split::FixedSplit;
+pub use self::shortest_remaining::ShortestRemaining;
 pub use self::sync_first::SyncFirst;
 use crate::moment::Moment;
 

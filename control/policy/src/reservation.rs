@@ -8,12 +8,15 @@
 //! nobody. Everything that needs a history (confirming, ageing) happens on the heartbeat's side,
 //! under a lock of that node alone. No I/O, no clock.
 
+mod mean_field;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 
+use self::mean_field::{Expected, Observation, OpenDownloads};
 use crate::draw::mix;
 use crate::moment::Moment;
 
@@ -77,6 +80,8 @@ pub struct NodePace {
     pub contending: u64,
     /// Whether it had more to send than it could; if not, its clients are what is slow.
     pub saturated: bool,
+    /// How long before it arrived that was written; zero where nobody can tell.
+    pub age: Duration,
 }
 
 /// Promised and undelivered bytes of every node. Shared by all rings; grows by itself.
@@ -112,23 +117,19 @@ impl ReservationLedger {
     /// Bytes that stand before a new request on `node` at `now`, as far as can be expected.
     ///
     /// Between two heartbeats nothing confirms what is delivered, and comparing raw promises would send
-    /// everybody to whoever reported last. So each promise is expected to leave at the node's rate as
-    /// [`ReservationLedger::observe`] set it; the next heartbeat corrects what was expected. Without a
+    /// everybody to whoever reported last. So what is open is reckoned on from what [`ReservationLedger::observe`]
+    /// was told, with all that was promised since that report was written; the next one corrects it. Without a
     /// rate, this is what is outstanding.
     ///
-    /// Responses share a node's rate, so while `size` bytes of one are sent, every other that was open
-    /// takes as many at most, however large it is.
+    /// Responses share a node's rate, so while `size` bytes of one are sent, every other that is open
+    /// takes as many at most, however large it is, and what slow clients leave is there for the next.
     pub fn backlog(&self, node: NodeId, size: Bytes, now: Moment) -> Bytes {
         let Some(account) = self.existing(node) else { return Bytes(0) };
-        let drain = account.drain.load(Ordering::Relaxed);
-        if drain == 0 {
-            return Bytes(account.outstanding());
+        let outstanding = account.outstanding();
+        if !account.open.is_known() {
+            return Bytes(outstanding);
         }
-        let ahead = account.due.load(Ordering::Relaxed).saturating_sub(now.0);
-        let promised = u128::from(ahead) * u128::from(drain) / 1_000_000_000;
-        let promised = u64::try_from(promised).unwrap_or(u64::MAX);
-        let open = account.open.load(Ordering::Relaxed).saturating_mul(size.0);
-        Bytes(open.saturating_add(promised).min(account.outstanding()))
+        Bytes(account.open.ahead(size.0, now).min(outstanding))
     }
 
     /// Takes in, after [`ReservationLedger::confirm`], how `node` does.
@@ -137,20 +138,15 @@ impl ReservationLedger {
             return;
         }
         let account = self.account(node);
-        let light = account.light.load(Ordering::Relaxed);
+        let seen = Observation {
+            rate: pace.rate.0 as f64,
+            sending: pace.sending.0 as f64,
+            open: pace.contending as f64,
+            saturated: pace.saturated,
+            age: pace.age,
+        };
         let mut past = account.past.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, at) = past.light.replace((light, now)).unwrap_or((light, now));
-        drop(past);
-        // What light responses took will be taken by the next ones; what goes to heavy ones stays taken.
-        let seconds = now.since(at).as_secs_f64();
-        let by_light = if seconds > 0.0 { (light - before) as f64 / seconds } else { 0.0 };
-        let by_heavy = (pace.sending.0 as f64 - by_light).max(0.0);
-        let equal_part = pace.rate.0 as f64 / (pace.contending as f64 + 1.0);
-        let free = (pace.rate.0 as f64 - by_heavy).max(equal_part);
-        account.drain.store((free as u64).clamp(1, pace.rate.0), Ordering::Relaxed);
-        let open = if pace.saturated { pace.contending } else { 0 };
-        account.open.store(open, Ordering::Relaxed);
-        account.due.store(now.0, Ordering::Relaxed);
+        account.open.observe(&seen, &mut past.expected, now);
     }
 
     /// Enters a redirect of `promise` to `node`.
@@ -167,7 +163,7 @@ impl ReservationLedger {
             Some((at, bytes)) => {
                 // What the first node has delivered is confirmed by its counters; only the rest moves.
                 let moved = if promise.partial { bytes.min(promise.bytes.0) } else { bytes };
-                self.release(at, Bytes(moved));
+                self.release(at, Bytes(moved), now);
                 promise.bytes.0
             }
             None => promise.bytes.0,
@@ -179,16 +175,8 @@ impl ReservationLedger {
         };
         let account = self.account(node);
         account.reserved.fetch_add(add, Ordering::Relaxed);
-        let drain = account.drain.load(Ordering::Relaxed);
-        if drain > 0 {
-            // A large response lets others pass: what it takes from them is in the next report.
-            let takes = drain_nanos(add, drain).min(PROMISE_NANOS_MAX);
-            account.light.fetch_add(add.min(drain / (1_000_000_000 / PROMISE_NANOS_MAX)), Ordering::Relaxed);
-            let queued = account.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| {
-                Some(due.max(now.0).saturating_add(takes))
-            });
-            // The closure always answers, so the update always succeeds.
-            let _ = queued;
+        if add > 0 {
+            account.open.begin(add, now);
         }
         self.put_claim(&promise, node, claimed, now);
         Bytes(add)
@@ -200,7 +188,7 @@ impl ReservationLedger {
     /// or forged bounce harmless.
     pub fn bounce(&self, node: NodeId, promise: Promise, now: Moment) -> Bytes {
         match self.take_claim(&promise, now) {
-            Some((at, bytes)) if at == node => self.release(node, Bytes(bytes)),
+            Some((at, bytes)) if at == node => self.release(node, Bytes(bytes), now),
             Some((at, bytes)) => {
                 // Another node has it by now: the bounce is late, so put the claim back.
                 self.put_claim(&promise, at, bytes, now);
@@ -227,6 +215,8 @@ impl ReservationLedger {
             Some(_) => {
                 // The node restarted: its connections are gone, and their clients will come again.
                 account.settle(account.outstanding());
+                account.open.clear();
+                past.expected.clear();
                 past.heard = Some((report.epoch, report.delivered.0));
             }
             None => past.heard = Some((report.epoch, report.delivered.0)),
@@ -260,6 +250,8 @@ impl ReservationLedger {
         if let Some(account) = self.existing(node) {
             let mut past = account.past.lock().unwrap_or_else(PoisonError::into_inner);
             account.settle(account.outstanding());
+            account.open.clear();
+            past.expected.clear();
             past.heard = None;
         }
     }
@@ -274,11 +266,10 @@ impl ReservationLedger {
         }
     }
 
-    fn release(&self, node: NodeId, bytes: Bytes) -> Bytes {
-        match self.existing(node) {
-            Some(account) => Bytes(account.settle(bytes.0)),
-            None => Bytes(0),
-        }
+    fn release(&self, node: NodeId, bytes: Bytes, now: Moment) -> Bytes {
+        let Some(account) = self.existing(node) else { return Bytes(0) };
+        account.open.end(bytes.0, now);
+        Bytes(account.settle(bytes.0))
     }
 
     fn existing(&self, node: NodeId) -> Option<&Account> {
@@ -337,14 +328,8 @@ pub fn payload_of_wire(wire: Bytes) -> Bytes {
 struct Account {
     reserved: AtomicU64,
     settled: AtomicU64,
-    /// Expected rate of delivery, bytes per second; 0 when unknown.
-    drain: AtomicU64,
-    /// Responses that shared the node when it was last heard of saturated; else 0.
-    open: AtomicU64,
-    /// Bytes promised in all, of each promise only what it may keep others waiting for.
-    light: AtomicU64,
-    /// When everything promised since is expected to have left, in nanoseconds.
-    due: AtomicU64,
+    /// What is open, as far as can be expected.
+    open: OpenDownloads,
     past: Mutex<Past>,
 }
 
@@ -381,8 +366,8 @@ impl Account {
 struct Past {
     /// Epoch and delivered bytes of the last report.
     heard: Option<(u64, u64)>,
-    /// Light bytes promised until the last observation.
-    light: Option<(u64, Moment)>,
+    /// What was expected to be open when.
+    expected: Expected,
     /// When the total reserved was how much, oldest first.
     totals: Vec<(Moment, u64)>,
 }
@@ -426,12 +411,6 @@ struct Claim {
     body: AtomicU64,
 }
 
-/// Nanoseconds that `bytes` take at `rate`.
-fn drain_nanos(bytes: u64, rate: u64) -> u64 {
-    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
-    u64::try_from(nanos).unwrap_or(u64::MAX / 2)
-}
-
 fn claim_hash(promise: &Promise) -> u64 {
     mix(promise.client ^ mix(u64::from(promise.file.0) + 1))
 }
@@ -451,8 +430,6 @@ fn in_range(node: NodeId) -> bool {
 /// Node ids from here on are not accounted (4,194,304 of them are).
 const SEGMENTS: usize = 4096;
 const SEGMENT_ACCOUNTS: usize = 1024;
-/// One promise keeps the ones after it waiting for so long at most.
-const PROMISE_NANOS_MAX: u64 = 250_000_000;
 const CLAIMS_MAX: usize = 1 << 24;
 /// A claim's size is kept in KiB: 32 bits reach 4 TiB.
 const CLAIM_UNIT_BITS: u32 = 10;
@@ -487,7 +464,17 @@ mod tests {
     }
 
     fn pace(rate: u64, contending: u64, saturated: bool) -> NodePace {
-        NodePace { rate: BytesPerSec(rate), sending: BytesPerSec(0), contending, saturated }
+        aged(rate, contending, saturated, 0.0)
+    }
+
+    fn aged(rate: u64, contending: u64, saturated: bool, age: f64) -> NodePace {
+        NodePace {
+            rate: BytesPerSec(rate),
+            sending: BytesPerSec(0),
+            contending,
+            saturated,
+            age: Duration::from_secs_f64(age),
+        }
     }
 
     fn report(epoch: u64, delivered: u64, in_flight: Option<u64>) -> DeliveryReport {
@@ -622,30 +609,99 @@ mod tests {
         assert_eq!(ledger.outstanding(A).0, 8 * MB);
     }
 
+    /// Megabytes, to two digits.
+    fn ahead(ledger: &ReservationLedger, node: NodeId, size: u64, now: f64) -> f64 {
+        (ledger.backlog(node, Bytes(size), at(now)).0 as f64 / MB as f64 * 100.0).round() / 100.0
+    }
+
     #[test]
     fn between_heartbeats_promises_are_expected_to_leave_at_the_rate() {
         let ledger = ledger();
-        let small = Bytes(MB);
         ledger.confirm(A, report(1, 0, None), at(0.0));
         ledger.reserve(A, whole(1, 30 * MB), at(0.0));
-        assert_eq!(ledger.backlog(A, small, at(0.5)).0, 30 * MB, "no rate is known yet");
-        ledger.observe(A, pace(10 * MB, 3, true), at(1.0));
-        ledger.reserve(A, whole(2, 2 * MB), at(1.0));
-        assert_eq!(
-            ledger.backlog(A, small, at(1.0)).0,
-            5 * MB,
-            "as much of each of the three, and the new one"
-        );
-        assert_eq!(ledger.backlog(A, small, at(1.1)).0, 4 * MB);
-        assert_eq!(ledger.backlog(A, small, at(2.0)).0, 3 * MB);
-        assert_eq!(ledger.backlog(A, Bytes(100 * MB), at(2.0)).0, 32 * MB, "never more than there is");
-        assert_eq!(ledger.outstanding(A).0, 32 * MB, "nothing is confirmed");
-        ledger.observe(A, pace(10 * MB, 3, false), at(3.0));
-        assert_eq!(ledger.backlog(A, small, at(3.0)).0, 0, "it waits for its clients");
-        ledger.reserve(A, whole(3, 900 * MB), at(3.0));
-        assert_eq!(ledger.backlog(A, small, at(3.0)).0, 5 * MB / 2, "a large one lets others pass");
-        assert_eq!(ledger.backlog(B, small, at(3.0)).0, 0);
+        ledger.reserve(A, whole(2, 30 * MB), at(0.0));
+        assert_eq!(ahead(&ledger, A, MB, 0.5), 60.0, "no rate is known yet");
+        ledger.observe(A, pace(10 * MB, 2, true), at(1.0));
+        assert_eq!(ahead(&ledger, A, MB, 1.0), 2.0, "as much of each of the two as of the new one");
+        ledger.reserve(A, whole(3, 2 * MB), at(1.0));
+        assert_eq!(ahead(&ledger, A, MB, 1.0), 3.0);
+        let later: Vec<f64> = [1.2, 2.0, 5.0, 30.0].map(|now| ahead(&ledger, A, MB, now)).to_vec();
+        assert!(later.is_sorted_by(|a, b| a > b), "{later:?}");
+        assert!(later[1] < 2.2, "the small one has left, the large ones are still there: {later:?}");
+        assert_eq!(ledger.outstanding(A).0, 62 * MB, "nothing is confirmed");
+        assert!(ahead(&ledger, A, 1000 * MB, 1.0) <= 62.0, "never more than there is");
+        assert_eq!(ahead(&ledger, B, MB, 3.0), 0.0);
         ledger.observe(NodeId(u32::MAX), pace(1, 1, true), at(3.0));
+    }
+
+    #[test]
+    fn slow_clients_leave_room_for_the_next() {
+        let ledger = ledger();
+        ledger.confirm(A, report(1, 0, None), at(0.0));
+        for client in 0..4 {
+            ledger.reserve(A, whole(client, 500 * MB), at(0.0));
+        }
+        let slow = NodePace { sending: BytesPerSec(2 * MB), ..pace(10 * MB, 4, false) };
+        ledger.observe(A, slow, at(1.0));
+        // Four at half a megabyte each leave eight of ten: a quarter as long again as alone.
+        assert_eq!(ahead(&ledger, A, MB, 1.0), 0.25);
+        ledger.observe(A, NodePace { saturated: true, ..slow }, at(2.0));
+        assert!(ahead(&ledger, A, MB, 2.0) <= 0.25, "what its clients take is remembered");
+    }
+
+    #[test]
+    fn a_report_speaks_of_the_time_when_it_was_written() {
+        // Two nodes that are told the same; one's reports arrive ten seconds late.
+        let (prompt, late) = (ledger(), ledger());
+        for ledger in [&prompt, &late] {
+            ledger.confirm(A, report(1, 0, None), at(0.0));
+            ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
+        }
+        for second in 0..10u32 {
+            late.observe(A, aged(10 * MB, 0, false, 10.0), at(f64::from(second)));
+        }
+        for ledger in [&prompt, &late] {
+            ledger.reserve(A, whole(1, 900 * MB), at(10.0));
+            ledger.reserve(A, whole(2, 900 * MB), at(10.0));
+        }
+        prompt.observe(A, pace(10 * MB, 2, true), at(15.0));
+        late.observe(A, aged(10 * MB, 0, false, 10.0), at(15.0));
+        let (known, reckoned) = (ahead(&prompt, A, MB, 15.0), ahead(&late, A, MB, 15.0));
+        assert!((known - 2.0).abs() < 0.1, "{known}");
+        assert!((reckoned - 2.0).abs() < 0.2, "an old report that it was empty empties nothing: {reckoned}");
+    }
+
+    #[test]
+    fn what_a_late_report_corrects_is_corrected_once() {
+        let ledger = ledger();
+        ledger.confirm(A, report(1, 0, None), at(0.0));
+        ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
+        for client in 0..8 {
+            ledger.reserve(A, whole(client, 4000 * MB), at(0.0));
+        }
+        // Four of the eight never came; every report of the next half minute is ten seconds old and says so.
+        for second in 1..40u32 {
+            let seen = if second <= 10 { 0 } else { 4 };
+            ledger.observe(A, aged(10 * MB, seen, seen > 0, 10.0), at(f64::from(second)));
+            let ahead = ahead(&ledger, A, MB, f64::from(second));
+            assert!((3.0..=8.1).contains(&ahead), "{second}: {ahead}");
+        }
+        assert!((ahead(&ledger, A, MB, 40.0) - 4.0).abs() < 0.7);
+    }
+
+    #[test]
+    fn what_is_released_is_open_no_more() {
+        let ledger = ledger();
+        ledger.confirm(A, report(1, 0, None), at(0.0));
+        ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
+        ledger.reserve(A, whole(1, 800 * MB), at(0.0));
+        ledger.reserve(A, whole(2, 800 * MB), at(0.0));
+        ledger.bounce(A, whole(1, 800 * MB), at(0.0));
+        assert_eq!(ahead(&ledger, A, MB, 0.0), 1.0);
+        ledger.clear(A);
+        assert_eq!(ahead(&ledger, A, MB, 0.0), 0.0);
+        ledger.reserve(A, whole(3, 800 * MB), at(1.0));
+        assert_eq!(ahead(&ledger, A, MB, 1.0), 1.0);
     }
 
     #[test]

@@ -47,6 +47,12 @@ impl Bundle {
 }
 
 impl Mirrors {
+    /// Since when each mirror that is there lacks something of a bundle.
+    pub(in super::super) fn unfinished(&self) -> Vec<f64> {
+        let members = self.bundles.iter().flat_map(|bundle| bundle.members.values());
+        members.filter(|member| member.is_here && !member.is_complete).map(|member| member.since).collect()
+    }
+
     /// What a node's uplink has to do, while anything is copied.
     pub(super) fn work(&self, node: u32, world: &World<'_>) -> Option<Work> {
         let mut work: Option<Work> = None;

@@ -6,8 +6,16 @@
 //! is known of a node is a heartbeat old, and the more are compared, the more requests meet at the one
 //! that looks best (Mitzenmacher, "How useful is old information?", 2000).
 //!
+//! While there is room, the request's own time at a node counts in full, and slow nodes are left idle for fast ones.
+//! The nearer all nodes together come to their capacity, the less it counts beside what stands in line, since a slow
+//! node that idles then costs everybody: near saturation what is compared is the time until the line is gone, which
+//! uses all nodes alike (join the shortest queue; Gupta et al., "Analysis of join-the-shortest-queue routing for web
+//! server farms", 2007).
+//!
 //! A field that keeps sums of its rates is drawn from directly, so that a request costs the same among forty holders
 //! and among a hundred thousand; any other is sampled evenly first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     Candidate, Choice, Field, Nearness, RequestFacts, SAMPLE_MAX, Score, ScoreUnit, Selector, Standing,
@@ -17,11 +25,12 @@ use crate::draw::Draw;
 use crate::moment::Moment;
 
 /// The selection Freshet uses.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ExpectedFinishTime {
     sample: usize,
     finalists: usize,
     nearness_matters: bool,
+    fleet: FleetLoad,
 }
 
 impl ExpectedFinishTime {
@@ -32,6 +41,7 @@ impl ExpectedFinishTime {
             sample: sample.clamp(1, SAMPLE_MAX),
             finalists: finalists.clamp(1, FINALISTS_MAX),
             nearness_matters: true,
+            fleet: FleetLoad::default(),
         }
     }
 
@@ -48,7 +58,11 @@ impl ExpectedFinishTime {
     fn weigh(&self, candidate: &Candidate, request: &RequestFacts<'_>) -> Score {
         let suspicion = if candidate.standing == Standing::Suspect { SUSPECT_FACTOR } else { 1.0 };
         let factor = self.nearness_factor(candidate.nearness) * f64::from(candidate.budget_price) * suspicion;
-        score(candidate, request, candidate.finish_secs(request) * factor, ScoreUnit::Seconds, factor)
+        // A client that is slower than the nodes waits for itself wherever it goes.
+        let own = if request.client_rate.is_some() { 1.0 } else { self.fleet.own_time_counts() };
+        let spared = (1.0 - own) * request.size.0 as f64 / candidate.rate.0.max(1) as f64;
+        let seconds = (candidate.finish_secs(request) - spared).max(0.0);
+        score(candidate, request, seconds * factor, ScoreUnit::Seconds, factor)
     }
 
     /// Finalists from a field that keeps sums: the same draw, by rejection of those that are out of the question. None
@@ -139,6 +153,7 @@ impl Selector for ExpectedFinishTime {
         let mut best: Option<Choice> = None;
         for choice in finalists.into_iter().flatten() {
             witness.saw(choice.index, Verdict::Weighed(choice.score));
+            self.fleet.saw(choice.score.reported_load);
             // Equal ones: the first drawn wins.
             if best.is_none_or(|best| choice.score.value < best.score.value) {
                 best = Some(choice);
@@ -148,6 +163,33 @@ impl Selector for ExpectedFinishTime {
     }
 }
 
+/// How much of what all nodes together can send is in use, as their reports have it.
+///
+/// Finalists are drawn in proportion to their rates, so the mean of the loads that they report is the load of all.
+/// A lost update of one request among hundreds does no harm, so nothing is retried.
+#[derive(Debug, Default)]
+struct FleetLoad(AtomicU64);
+
+impl FleetLoad {
+    fn saw(&self, load: f32) {
+        let load = if load.is_finite() { f64::from(load.clamp(0.0, 1.0)) } else { return };
+        let before = f64::from_bits(self.0.load(Ordering::Relaxed));
+        self.0.store((before + (load - before) / FLEET_MEMORY).to_bits(), Ordering::Relaxed);
+    }
+
+    /// From 1 while there is room to 0 near saturation.
+    fn own_time_counts(&self) -> f64 {
+        let load = f64::from_bits(self.0.load(Ordering::Relaxed));
+        ((SATURATED - load) / (SATURATED - ROOMY)).clamp(0.0, 1.0)
+    }
+}
+
+/// The load of all nodes is a mean over about so many finalists.
+const FLEET_MEMORY: f64 = 256.0;
+/// Up to this load of all nodes a request's own time counts in full.
+const ROOMY: f64 = 0.7;
+/// From this load on only what stands in line counts.
+const SATURATED: f64 = 0.8;
 /// All holders in a network of departments, and a fair sample of them beyond.
 const SAMPLE_DEFAULT: usize = 40;
 const FINALISTS_DEFAULT: usize = 2;
@@ -188,6 +230,24 @@ mod tests {
             let Verdict::Weighed(score) = verdict else { panic!("{verdict:?}") };
             assert_eq!(score.finish.as_secs(), 10);
         }
+    }
+
+    #[test]
+    fn near_saturation_slow_nodes_take_their_part() {
+        let tally_at = |load: f32| {
+            let fast = Candidate {
+                rate: BytesPerSec(9_000_000),
+                outstanding: Bytes(2_000_000),
+                reported_load: load,
+                ..candidate(1)
+            };
+            let slow = Candidate { reported_load: load, ..candidate(2) };
+            let selector = ExpectedFinishTime::default();
+            let pick = |seed| selector.select(&vec![fast, slow], &request(5_000_000), Moment::ZERO, seed);
+            (0..3000).filter(|&seed| pick(seed).unwrap().node == NodeId(2)).count()
+        };
+        assert_eq!(tally_at(0.5), 0, "five seconds there, less than one at the fast one");
+        assert!(tally_at(0.97) > 1500, "idle, while the others stand in line");
     }
 
     #[test]
