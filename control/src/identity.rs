@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use freshet_api::admin::OperatorCredentials;
 use freshet_api::enrol::{Fingerprint, Secret};
+use freshet_api::release::ReleaseSigner;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -16,6 +17,8 @@ pub struct Identity {
     pub fingerprint: Fingerprint,
     /// For the API's listener.
     pub tls: Arc<rustls::ServerConfig>,
+    /// Signs what volunteers are told to mirror, with the same key.
+    pub releases: ReleaseSigner,
     /// Of the operator's token.
     pub operator_digest: [u8; 32],
     operator: Secret,
@@ -38,6 +41,8 @@ impl Identity {
         let certificate = CertificateDer::from_pem_file(&certificate_file)
             .map_err(|error| damaged(&certificate_file, error.to_string()))?;
         let fingerprint = Fingerprint::of(&certificate);
+        let releases = ReleaseSigner::new(&key, certificate.clone())
+            .map_err(|error| damaged(&key_file, error.to_string()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -45,7 +50,7 @@ impl Identity {
             .map_err(|error| damaged(&key_file, error.to_string()))?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let operator = load_or_make_operator(&state.join(OPERATOR_FILE))?;
-        Ok(Self { fingerprint, tls: Arc::new(tls), operator_digest: operator.digest(), operator })
+        Ok(Self { fingerprint, tls: Arc::new(tls), releases, operator_digest: operator.digest(), operator })
     }
 
     /// Writes the operator's credentials, for `ctl`, with where the API is now.

@@ -216,6 +216,7 @@ impl Control {
             restart: Restart { possible: restartable, asked: watch::channel(false).0 },
             reloader,
             fingerprint: identity.fingerprint,
+            releases: identity.releases.clone(),
             addresses,
             pace: Arc::new(ArcSwap::from_pointee(Pace {
                 heartbeat: settings.heartbeat,

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use freshet_api::admin::ApiError;
 use freshet_api::bundle::BundleId;
-use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
+use freshet_api::enrol::{Fingerprint, JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
 use freshet_api::manifest::{BYTES_MAX, Manifest, ManifestError};
+use freshet_api::release::{self, ReleaseError, ReleaseHeader};
 use freshet_api::swarm::{BundleList, SwarmPoll, SwarmReply};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};
@@ -25,12 +26,14 @@ pub struct ControlClient {
     dialer: Dialer,
     base: String,
     authorization: Option<HeaderValue>,
+    /// By whose key releases must be signed.
+    signed_by: Option<Fingerprint>,
 }
 
 impl ControlClient {
     /// For the API at `api` (`host:port`), over connections of `dialer`, which pins the certificate.
     pub fn new(dialer: Dialer, api: &str) -> Self {
-        Self { dialer, base: format!("https://{api}"), authorization: None }
+        Self { dialer, base: format!("https://{api}"), authorization: None, signed_by: None }
     }
 
     /// The same, as the volunteer that this credential belongs to.
@@ -42,6 +45,13 @@ impl ControlClient {
                 value.set_sensitive(true);
                 value
             });
+        self
+    }
+
+    /// The same, taking only manifests that the key with this fingerprint signed.
+    #[must_use]
+    pub fn signed_by(mut self, fingerprint: Fingerprint) -> Self {
+        self.signed_by = Some(fingerprint);
         self
     }
 
@@ -69,10 +79,19 @@ impl ControlClient {
         self.send(Method::PUT, "/v1/holdings", "application/octet-stream", bitmap.into()).await.map(drop)
     }
 
-    async fn manifest_bytes(&self, since: Option<u64>) -> Result<Bytes, ControlError> {
+    /// A manifest's wire form, and what is signed of it.
+    async fn manifest_bytes(
+        &self,
+        since: Option<u64>,
+    ) -> Result<(Bytes, Option<ReleaseHeader>), ControlError> {
         let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
         let request = self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new())?;
-        self.answer(request, BYTES_MAX).await
+        let (head, body) = self.answer_with_head(request, BYTES_MAX).await?;
+        let Some(fingerprint) = self.signed_by else { return Ok((body, None)) };
+        let seal = head.headers.get(release::FIELD).and_then(|seal| seal.to_str().ok()).unwrap_or_default();
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let opened = release::open(seal, &body, fingerprint, now);
+        Ok((body, Some(opened.map_err(ControlError::Release)?)))
     }
 
     async fn get(&self, target: &str, bytes_max: usize) -> Result<Bytes, ControlError> {
@@ -114,9 +133,17 @@ impl ControlClient {
     }
 
     async fn answer(&self, request: Request<Bytes>, bytes_max: usize) -> Result<Bytes, ControlError> {
+        Ok(self.answer_with_head(request, bytes_max).await?.1)
+    }
+
+    async fn answer_with_head(
+        &self,
+        request: Request<Bytes>,
+        bytes_max: usize,
+    ) -> Result<(http::response::Parts, Bytes), ControlError> {
         let (head, body) = self.dialer.request(request, bytes_max).await?.into_parts();
         if head.status.is_success() {
-            return Ok(body);
+            return Ok((head, body));
         }
         let why = match serde_json::from_slice::<ApiError>(&body) {
             Ok(answer) => answer.error,
@@ -134,13 +161,26 @@ impl ControlClient {
 impl ManifestSource for ControlClient {
     async fn manifest(&self, since: Option<u64>) -> Result<Manifest, FetchError> {
         let from = self.base.clone();
-        let bytes = match self.manifest_bytes(since).await {
-            Ok(bytes) => bytes,
+        let (bytes, signed) = match self.manifest_bytes(since).await {
+            Ok(answer) => answer,
             Err(error) => return Err(fetch_error(from, error)),
         };
         // A large one takes a second to unpack.
         let decoded = tokio::task::spawn_blocking(move || Manifest::decode(&bytes)).await;
-        decoded.unwrap_or(Err(ManifestError::Damaged)).map_err(|error| nonsense(from, error.to_string()))
+        let manifest = decoded.unwrap_or(Err(ManifestError::Damaged));
+        let manifest = manifest.map_err(|error| nonsense(from.clone(), error.to_string()))?;
+        match signed {
+            Some(signed) if (signed.sequence, signed.previous) != (manifest.sequence, manifest.base) => {
+                Err(nonsense(
+                    from,
+                    format!(
+                        "one to state {} under the signature of state {}",
+                        manifest.sequence, signed.sequence
+                    ),
+                ))
+            }
+            _ => Ok(manifest),
+        }
     }
 }
 
@@ -213,6 +253,9 @@ pub enum ControlError {
         /// Where.
         source: serde_json::Error,
     },
+    /// A manifest came that its key did not sign.
+    #[error("a manifest came that is not a release of control: {0}")]
+    Release(ReleaseError),
     /// It did not answer.
     #[error("control did not answer within {} s", waited.as_secs())]
     Silent {
@@ -240,3 +283,89 @@ const BUNDLE: &str = "/v1/bundle/";
 const SWARM: &str = "/v1/swarm";
 /// Bytes of an answer at most, manifests apart.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use freshet_api::ContentHash;
+    use freshet_api::release::ReleaseSigner;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::link::DialerOptions;
+
+    /// Answers every request with what is in `answer`.
+    async fn serve(
+        listener: tokio::net::TcpListener,
+        tls: rustls::ServerConfig,
+        answer: Arc<Mutex<Vec<u8>>>,
+    ) {
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, answer) = (acceptor.clone(), Arc::clone(&answer));
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let answer = answer.lock().unwrap().clone();
+                stream.write_all(&answer).await.unwrap();
+                let _ = stream.shutdown().await;
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_control_signed_is_taken_for_a_release() {
+        let made = rcgen::generate_simple_self_signed(vec!["control".into()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let signer = ReleaseSigner::new(&key, certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = Arc::new(Mutex::new(Vec::new()));
+        tokio::spawn(serve(listener, tls, Arc::clone(&answer)));
+
+        let fingerprint = Fingerprint::of(&certificate);
+        let tls = Some(Arc::new(freshet_api::pin::client_config(fingerprint).unwrap()));
+        let dialer = Dialer::new(DialerOptions { tls, ..DialerOptions::new(3) });
+        let client = ControlClient::new(dialer, &address.to_string()).signed_by(fingerprint);
+        let manifest = Manifest { sequence: 5, ..Manifest::default() };
+        let wire = manifest.encode().unwrap();
+        let ask = async |seal: Option<String>| {
+            let field = seal.map(|seal| format!("{}: {seal}\r\n", release::FIELD)).unwrap_or_default();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{field}\r\n", wire.len());
+            *answer.lock().unwrap() = [head.as_bytes(), &wire].concat();
+            client.manifest(None).await.map_err(|error| error.to_string())
+        };
+        let header = ReleaseHeader {
+            sequence: 5,
+            previous: None,
+            manifest: ContentHash::of(&wire),
+            valid_until: u64::MAX,
+        };
+        let seal = |header: ReleaseHeader| Some(signer.seal(&header).unwrap());
+        assert_eq!(ask(seal(header)).await, Ok(manifest));
+        let refused = ask(None).await.unwrap_err();
+        assert!(refused.contains("not a release of control"), "{refused}");
+        let other = ReleaseHeader { manifest: ContentHash::of(b"other"), ..header };
+        let refused = ask(seal(other)).await.unwrap_err();
+        assert!(refused.contains("another manifest"), "{refused}");
+        let refused = ask(seal(ReleaseHeader { valid_until: 1, ..header })).await.unwrap_err();
+        assert!(refused.contains("clock"), "{refused}");
+        let refused = ask(seal(ReleaseHeader { sequence: 6, ..header })).await.unwrap_err();
+        assert!(refused.contains("under the signature of state 6"), "{refused}");
+    }
+}

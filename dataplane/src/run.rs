@@ -616,7 +616,9 @@ impl Clients {
     }
 
     fn control(&self, credential: &Credential) -> ControlClient {
-        ControlClient::new(self.control.clone(), &credential.api).as_volunteer(&credential.credential)
+        ControlClient::new(self.control.clone(), &credential.api)
+            .as_volunteer(&credential.credential)
+            .signed_by(credential.fingerprint)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod operator;
 pub mod pin;
 pub mod placement;
 pub mod recipe;
+pub mod release;
 pub mod swarm;
 pub mod sync_token;
 pub mod table;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use freshet_api::ContentHash;
 use freshet_api::manifest::ManifestError;
 use tokio::sync::Mutex;
 
@@ -19,7 +20,17 @@ pub(super) struct ManifestCache {
 struct Encoded {
     sequence: u64,
     since: Option<u64>,
-    bytes: Bytes,
+    wire: Wire,
+}
+
+/// A manifest as it is sent.
+#[derive(Clone, Debug)]
+pub(super) struct Wire {
+    pub(super) bytes: Bytes,
+    /// Of those bytes.
+    pub(super) hash: ContentHash,
+    /// Which state it starts from; none where all of it is sent.
+    pub(super) base: Option<u64>,
 }
 
 impl ManifestCache {
@@ -29,24 +40,25 @@ impl ManifestCache {
         catalog: &Arc<Catalog>,
         state: &Arc<Snapshot>,
         since: Option<u64>,
-    ) -> Result<Bytes, ManifestError> {
+    ) -> Result<Wire, ManifestError> {
         let mut encoded = self.encoded.lock().await;
         let sequence = state.sequence();
         encoded.retain(|known| known.sequence == sequence);
         if let Some(known) = encoded.iter().find(|known| known.since == since) {
-            return Ok(known.bytes.clone());
+            return Ok(known.wire.clone());
         }
         let (catalog, state) = (Arc::clone(catalog), Arc::clone(state));
         let made = tokio::task::spawn_blocking(move || {
             let manifest = catalog.manifest_of(&state, since);
-            manifest.encode().map(|bytes| (manifest.sequence, Bytes::from(bytes)))
+            let bytes = Bytes::from(manifest.encode()?);
+            Ok((manifest.sequence, Wire { hash: ContentHash::of(&bytes), base: manifest.base, bytes }))
         });
-        let (sequence, bytes) = made.await.unwrap_or(Err(ManifestError::Damaged))?;
-        if bytes.len() <= BYTES_EACH_MAX {
+        let (sequence, wire) = made.await.unwrap_or(Err(ManifestError::Damaged))?;
+        if wire.bytes.len() <= BYTES_EACH_MAX {
             encoded.truncate(KEPT_MAX - 1);
-            encoded.push_front(Encoded { sequence, since, bytes: bytes.clone() });
+            encoded.push_front(Encoded { sequence, since, wire: wire.clone() });
         }
-        Ok(bytes)
+        Ok(wire)
     }
 }
 

@@ -25,6 +25,7 @@ use axum::routing::{delete, get, post, put};
 use freshet_api::enrol::Fingerprint;
 use freshet_api::heartbeat::HOLDINGS_BYTES_MAX;
 use freshet_api::operator::ReloadView;
+use freshet_api::release::ReleaseSigner;
 use freshet_engine::StatsReader;
 use freshet_policy::reservation::ReservationLedger;
 use tokio::sync::Semaphore;
@@ -102,6 +103,8 @@ pub struct Parts {
     pub reloader: Reloader,
     /// Of the certificate, for join strings.
     pub fingerprint: Fingerprint,
+    /// Signs manifests.
+    pub releases: ReleaseSigner,
     /// How others reach the three ports; set once they are bound, before the API answers.
     pub addresses: Arc<OnceLock<PublicAddresses>>,
     /// What may change while control runs.

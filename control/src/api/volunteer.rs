@@ -9,9 +9,10 @@ use axum::extract::{FromRequest, Query, State};
 use axum::response::IntoResponse;
 use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply};
+use freshet_api::release::{self, ReleaseHeader, VALID_FOR};
 use freshet_api::{Bytes as Amount, SyncToken};
 use freshet_policy::reservation::DeliveryReport;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use roaring::RoaringBitmap;
 use serde::Deserialize;
 
@@ -110,12 +111,21 @@ pub(super) async fn manifest(
             "the repository's present state is being prepared for volunteers; try again in a second",
         ));
     };
-    let bytes = api
+    let manifest = api
         .manifests
         .since(&api.parts.catalog, state, query.since)
         .await
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
+    let signed = ReleaseHeader {
+        sequence: state.sequence(),
+        previous: manifest.base,
+        manifest: manifest.hash,
+        valid_until: now_secs() + VALID_FOR.as_secs(),
+    };
+    let seal = api.parts.releases.seal(&signed);
+    let seal = seal.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let content_type = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
+    Ok(([content_type, (HeaderName::from_static(release::FIELD), seal)], manifest.bytes))
 }
 
 pub(super) async fn holdings(

@@ -66,7 +66,7 @@ impl Pacer for SyncPacer {
         let mut own = pacing::Place { end: place.end, bytes: place.bytes };
         let mut pace = self.sending.take(class, want, &mut own, self.moment(now));
         if let Pace::Bytes(bytes) = pace
-            && self.grants.fetch_add(1, Ordering::Relaxed) % 2 == 0
+            && self.grants.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)
             && self.elsewhere.settle(bytes)
         {
             // These went out by the other port; at least every second grant is for those who ask here.

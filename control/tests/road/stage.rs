@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use freshet_api::admin::{AddNode, ApiError, NodeAdded, OperatorCredentials};
-use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
+use freshet_api::enrol::{Fingerprint, JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{
     DeliveryCounters, Heartbeat, HeartbeatReply, HoldingsDelta, Readiness, SyncProgress, holdings_digest,
 };
 use freshet_api::manifest::Manifest;
 use freshet_api::traffic::{CounterSource, InterfaceCounters};
-use freshet_api::{BytesPerSec, FileId, JoinString, NodeId, TicketKey, pin};
+use freshet_api::{BytesPerSec, FileId, JoinString, NodeId, TicketKey, pin, release};
 use freshet_control::serve::Control;
 use freshet_control::settings::{Options, Settings};
 use reqwest::{Client, Method, Response, StatusCode};
@@ -55,7 +55,7 @@ impl Stage {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .user_agent("customer/1")
-            .tls_backend_preconfigured(pin::client_config(freshet_api::enrol::Fingerprint([0; 32])).unwrap())
+            .tls_backend_preconfigured(pin::client_config(Fingerprint([0; 32])).unwrap())
             .build()
             .unwrap();
         let mut stage = Self { repo, state: tempfile::tempdir().unwrap(), control: None, customer, prefer };
@@ -198,16 +198,17 @@ pub(crate) struct Caller {
     http: Client,
     base: String,
     token: String,
+    fingerprint: Fingerprint,
 }
 
 impl Caller {
-    pub(crate) fn new(api: &str, fingerprint: freshet_api::enrol::Fingerprint, token: &Secret) -> Self {
+    pub(crate) fn new(api: &str, fingerprint: Fingerprint, token: &Secret) -> Self {
         let http = Client::builder()
             .no_proxy()
             .tls_backend_preconfigured(pin::client_config(fingerprint).unwrap())
             .build()
             .unwrap();
-        Self { http, base: format!("https://{api}/v1/"), token: token.to_text() }
+        Self { http, base: format!("https://{api}/v1/"), token: token.to_text(), fingerprint }
     }
 
     pub(crate) async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> reqwest::Result<Response> {
@@ -301,7 +302,13 @@ impl Volunteer {
     pub(crate) async fn manifest(&self) -> Manifest {
         let answer = self.caller.send(Method::GET, "manifest", Vec::new()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
-        Manifest::decode(&answer.bytes().await.unwrap()).unwrap()
+        let seal = answer.headers()[release::FIELD].to_str().unwrap().to_owned();
+        let wire = answer.bytes().await.unwrap();
+        let manifest = Manifest::decode(&wire).unwrap();
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let signed = release::open(&seal, &wire, self.caller.fingerprint, now).unwrap();
+        assert_eq!((signed.sequence, signed.previous), (manifest.sequence, manifest.base));
+        manifest
     }
 
     /// Puts every file of the manifest into the next heartbeat.
