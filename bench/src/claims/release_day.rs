@@ -95,11 +95,13 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
     document
         .latest()
         .prose(&format!(
-            "A package of {:.0} MB is released; when those who are to hold it have it, {customers} customers ask for it within {ARRIVE_SECS} s. Origin and all volunteers have uplinks of {MBIT} \
-             Mbit/s. {STABLE} volunteers mirror the whole repository. {VOLATILE} more give {QUOTA_MB} MB of space and leave \
-             it to control what is kept there: they hold {held} of {} files, what was newly released, and {LEAVE} of them \
-             vanish (SIGKILL) while the crowd is served; their customers go on elsewhere. The fluid bound is the time in \
-             which all the uplinks together, the origin's and those that vanish among them, could have served everybody.",
+            "A package of {:.0} MB is released; when those who are to hold it have it, {customers} customers \
+             ask for it within {ARRIVE_SECS} s. Origin and all volunteers have uplinks of {MBIT} Mbit/s. \
+             {STABLE} volunteers mirror the whole repository. {VOLATILE} more give {QUOTA_MB} MB of space and \
+             leave it to control what is kept there: they hold {held} of {} files, what was newly released, and \
+             {LEAVE} of them vanish (SIGKILL) while the crowd is served; their customers go on elsewhere. The \
+             fluid bound is the time in which all the uplinks together, the origin's and those that vanish \
+             among them, could have served everybody.",
             PACKAGE_BYTES as f64 / 1e6,
             OLD_FILES + 2 * rounds,
         ))
