@@ -179,16 +179,18 @@ impl Expected {
 
 /// Which part of a class is still open after `seconds`, at `each` bytes per second.
 fn survival(each: f64, seconds: f64, class: usize) -> f64 {
-    (-each * seconds / size_of(class)).exp()
+    let sizes = each * seconds / size_of(class);
+    // Of the small ones nothing is left soon: that is told without an exponential.
+    if sizes > GONE_SIZES { 0.0 } else { (-sizes).exp() }
 }
 
 fn class_of(bytes: u64) -> usize {
-    let steps = (bytes.max(1) as f64 / SIZE_LEAST).log2() / CLASS_BITS;
+    let steps = (bytes.max(1) as f64 / SIZE_LEAST).log2() / f64::from(CLASS_BITS);
     (steps.round().max(0.0) as usize).min(CLASSES - 1)
 }
 
 fn size_of(class: usize) -> f64 {
-    SIZE_LEAST * (CLASS_BITS * class as f64).exp2()
+    SIZE_LEAST * (1u64 << (CLASS_BITS * class as u32)) as f64
 }
 
 fn seconds_since(at: u32, now: Moment) -> f64 {
@@ -208,12 +210,16 @@ fn unpack(cell: u64) -> (f64, u32) {
 /// 128 KiB to 8 GiB in steps of four.
 const CLASSES: usize = 9;
 const SIZE_LEAST: f64 = 131_072.0;
-const CLASS_BITS: f64 = 2.0;
+const CLASS_BITS: u32 = 2;
 /// Downloads that this front door did not send are taken to be of 8 MiB.
 const CLASS_UNKNOWN: usize = 3;
 /// Fewer than this were as good as none expected.
 const LITTLE: f64 = 0.25;
+/// Who has had so many times its class's size is done: one in nine million is not.
+const GONE_SIZES: f64 = 16.0;
+/// One report multiplies what was expected by this at most.
 const FACTOR_MAX: f64 = 8.0;
+/// Part of what a report says of its clients' speed that is believed at once.
 const CLIENT_GAIN: f64 = 0.1;
 /// Reports older than so many heartbeats are compared with the oldest moment that is kept.
 const EXPECTED_MAX: usize = 32;
