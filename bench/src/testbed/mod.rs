@@ -22,8 +22,8 @@ mod standing;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use freshet_testbed::{Cancel, Options, Testbed};
+use anyhow::{Context as _, Result, bail};
+use freshet_testbed::{Backend, Cancel, Options, Testbed};
 
 use self::account::Run;
 use self::experiment::Experiment;
@@ -157,6 +157,12 @@ impl Ground {
             inventory: self.inventory.clone(),
             ..Options::default()
         })?;
+        if let Backend::Loopback { why } = testbed.backend() {
+            bail!(
+                "an experiment's hosts are network namespaces, which can't be had here: {why}; run it as root, or on real \
+                 hosts with --inventory"
+            );
+        }
         let hosts = self.inventory.iter().flatten();
         let interfaces = hosts.map(|(name, reach)| (name.clone(), reach.interface.clone())).collect();
         Stand::set_up(testbed, experiment, &self.programs, &interfaces, &mut |what| progress.step(what))

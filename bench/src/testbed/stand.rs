@@ -65,11 +65,7 @@ impl Stand {
         let mut metrics = Vec::new();
         for member in experiment.members(Role::Volunteer) {
             told(&member.name);
-            let interface = match testbed.backend() {
-                Backend::Namespaces => INTERFACE,
-                Backend::Loopback { .. } => "lo",
-                Backend::Remote => interfaces.get(&member.name).context("the inventory has every host")?,
-            };
+            let interface = interfaces.get(&member.name).map_or(INTERFACE, String::as_str);
             let mut settings = format!("interfaces = \"{interface}\"\nmetrics_listen = \"127.0.0.1:0\"\n");
             if let Some(rate) = member.group.donated {
                 settings += &format!("donated_rate = \"{rate}\"\n");
@@ -203,15 +199,12 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
              one that is counted."
                 .to_owned(),
         ),
-        (Backend::Loopback { why }, _) => caveats.push(format!(
-            "Links have neither rates nor delays and all share one interface: the hosts are on loopback ({why})."
-        )),
-        (Backend::Namespaces, Err(why)) if !wanted.is_empty() => caveats.push(format!(
+        (_, Err(why)) if !wanted.is_empty() => caveats.push(format!(
             "The links of {} have no delay and no loss, although the experiment asks for them: this kernel cannot make \
              any ({why}).",
             wanted.join(", ")
         )),
-        (Backend::Namespaces, _) => {}
+        _ => {}
     }
     if testbed.backend() == &Backend::Namespaces && !experiment.single_packets {
         caveats.push(

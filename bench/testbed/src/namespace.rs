@@ -54,7 +54,14 @@ pub(crate) struct Network {
 /// Makes the hub's part of a network.
 pub(crate) fn add_network(hub: &str, network: &Network) -> Result<(), Error> {
     let Network { bridge, gateway_v4, gateway_v6, prefix_v4, prefix_v6 } = network;
-    run("ip", &["-n", hub, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0"])?;
+    // A bridge without an address of its own takes the lowest of its ports', another one as soon as a port with a lower
+    // one joins. Hosts that were there before then send to the old one, in vain for most of a minute.
+    let [a, b, c, d] = gateway_v4.octets();
+    let address = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    run(
+        "ip",
+        &["-n", hub, "link", "add", bridge, "address", &address, "type", "bridge", "mcast_snooping", "0"],
+    )?;
     set(hub, "net/ipv4/ip_forward", "1")?;
     // It would tell the hosts to talk to each other directly.
     set(hub, "net/ipv4/conf/all/send_redirects", "0")?;

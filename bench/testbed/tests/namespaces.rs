@@ -169,3 +169,29 @@ fn dropping_the_testbed_ends_processes_and_their_children_and_removes_namespaces
     assert!(std::fs::read_dir(state.path()).unwrap().next().is_none());
     assert!(matches!(host.interfaces(), Err(Error::Gone { .. })));
 }
+
+#[test]
+fn hosts_that_join_change_nothing_for_those_that_are_there() {
+    let Some(testbed) = namespaces("hosts_that_join_change_nothing_for_those_that_are_there") else { return };
+    let first = testbed.host("first", &Link::new()).unwrap();
+    let ip = |arguments: &[&str]| {
+        let program = Program::new("ip").args(arguments.iter().copied());
+        let done = first.run(&program, PATIENCE).unwrap();
+        assert!(done.status.success(), "{}", done.stderr);
+        done.text()
+    };
+    // By whom it reaches the others: asked for anew each time.
+    let gateway = |other: &Host| {
+        ip(&["neigh", "flush", "all"]);
+        transfer(&first, other, 1);
+        let neighbours = ip(&["-4", "neigh", "show", "dev", "eth0"]);
+        let address = neighbours.split_whitespace().skip_while(|word| *word != "lladdr").nth(1);
+        address.map(str::to_owned).expect(&neighbours)
+    };
+    let second = testbed.host("second", &Link::new()).unwrap();
+    let before = gateway(&second);
+    for number in 0..12 {
+        testbed.host(&format!("later-{number}"), &Link::new()).unwrap();
+    }
+    assert_eq!(gateway(&second), before);
+}
