@@ -732,7 +732,8 @@ fn arbiter(name: &str) -> Result<Box<dyn Arbiter>> {
         _ => match name.strip_prefix("fixed-split:").and_then(|part| part.parse().ok()) {
             Some(part) => Box::new(FixedSplit::new(part)),
             None => bail!(
-                "expected one of equal-lateness, shortest-remaining, delivery-first, sync-first, fixed-split:PART, found {name:?}"
+                "expected one of equal-lateness, shortest-remaining, delivery-first, sync-first, fixed-split:PART, \
+                 found {name:?}"
             ),
         },
     })
