@@ -462,7 +462,7 @@ impl<'a> World<'a> {
                 headroom,
                 BytesPerSec(drain as u64),
                 now,
-                mix(number as u64),
+                mix(u64::from(number)),
                 seed,
             )
         };
