@@ -8,6 +8,7 @@ use bytes::Bytes;
 use freshet_api::enrol::{Fingerprint, JoinReply, JoinRequest, JoinString, Secret};
 use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
 use freshet_api::manifest::Manifest;
+use freshet_api::release::{self, ReleaseHeader, ReleaseSigner};
 use freshet_api::{ContentHash, NodeId};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -44,6 +45,7 @@ pub(crate) struct State {
     pub(crate) away: bool,
     pub(crate) reply: HeartbeatReply,
     pub(crate) manifest: Manifest,
+    signer: ReleaseSigner,
     pub(crate) blobs: HashMap<ContentHash, Vec<u8>>,
     /// The credential that volunteers must show.
     pub(crate) credential: Option<Secret>,
@@ -57,6 +59,7 @@ impl FakeControl {
         let certificate: CertificateDer<'static> = made.cert.der().clone();
         let fingerprint = Fingerprint::of(&certificate);
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let signer = ReleaseSigner::new(&key, certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -88,6 +91,7 @@ impl FakeControl {
                 hold: None,
             },
             manifest: Manifest::default(),
+            signer,
             blobs: HashMap::new(),
             credential: None,
         }));
@@ -188,9 +192,23 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Option<Resp
             state.reply.want_holdings = false;
             respond(StatusCode::NO_CONTENT, Vec::new())
         }
-        "/v1/manifest" => respond(StatusCode::OK, state.manifest.encode().unwrap()),
+        "/v1/manifest" => signed(&state),
         _ => respond(StatusCode::NOT_FOUND, Vec::new()),
     })
+}
+
+fn signed(state: &State) -> Response<Full<Bytes>> {
+    let wire = state.manifest.encode().unwrap();
+    let header = ReleaseHeader {
+        sequence: state.manifest.sequence,
+        previous: state.manifest.base,
+        manifest: ContentHash::of(&wire),
+        valid_until: u64::MAX,
+    };
+    let seal = state.signer.seal(&header).unwrap();
+    let mut response = respond(StatusCode::OK, wire);
+    response.headers_mut().insert(release::FIELD, seal.parse().unwrap());
+    response
 }
 
 fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
