@@ -10,7 +10,7 @@ use freshet_api::bundle::BundleId;
 use freshet_api::enrol::{Fingerprint, JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
 use freshet_api::manifest::{BYTES_MAX, Manifest, ManifestError};
-use freshet_api::release::{self, ReleaseError, ReleaseHeader};
+use freshet_api::release::{self, ReleaseError};
 use freshet_api::swarm::{BundleList, SwarmPoll, SwarmReply};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};
@@ -79,19 +79,13 @@ impl ControlClient {
         self.send(Method::PUT, "/v1/holdings", "application/octet-stream", bitmap.into()).await.map(drop)
     }
 
-    /// A manifest's wire form, and what is signed of it.
-    async fn manifest_bytes(
-        &self,
-        since: Option<u64>,
-    ) -> Result<(Bytes, Option<ReleaseHeader>), ControlError> {
+    /// A manifest's wire form, and the seal beside it, if any.
+    async fn manifest_bytes(&self, since: Option<u64>) -> Result<(Bytes, String), ControlError> {
         let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
         let request = self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new())?;
         let (head, body) = self.answer_with_head(request, BYTES_MAX).await?;
-        let Some(fingerprint) = self.signed_by else { return Ok((body, None)) };
         let seal = head.headers.get(release::FIELD).and_then(|seal| seal.to_str().ok()).unwrap_or_default();
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        let opened = release::open(seal, &body, fingerprint, now);
-        Ok((body, Some(opened.map_err(ControlError::Release)?)))
+        Ok((body, seal.to_owned()))
     }
 
     async fn get(&self, target: &str, bytes_max: usize) -> Result<Bytes, ControlError> {
@@ -161,26 +155,29 @@ impl ControlClient {
 impl ManifestSource for ControlClient {
     async fn manifest(&self, since: Option<u64>) -> Result<Manifest, FetchError> {
         let from = self.base.clone();
-        let (bytes, signed) = match self.manifest_bytes(since).await {
+        let (bytes, seal) = match self.manifest_bytes(since).await {
             Ok(answer) => answer,
             Err(error) => return Err(fetch_error(from, error)),
         };
-        // A large one takes a second to unpack.
-        let decoded = tokio::task::spawn_blocking(move || Manifest::decode(&bytes)).await;
-        let manifest = decoded.unwrap_or(Err(ManifestError::Damaged));
-        let manifest = manifest.map_err(|error| nonsense(from.clone(), error.to_string()))?;
-        match signed {
-            Some(signed) if (signed.sequence, signed.previous) != (manifest.sequence, manifest.base) => {
-                Err(nonsense(
-                    from,
-                    format!(
+        let signed_by = self.signed_by;
+        // A large one takes a second to hash and unpack.
+        let checked = tokio::task::spawn_blocking(move || {
+            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+            let signed = signed_by.map(|fingerprint| release::open(&seal, &bytes, fingerprint, now));
+            let signed = signed.transpose().map_err(|error| ControlError::Release(error).to_string())?;
+            let manifest = Manifest::decode(&bytes).map_err(|error| error.to_string())?;
+            match signed {
+                Some(signed) if (signed.sequence, signed.previous) != (manifest.sequence, manifest.base) => {
+                    Err(format!(
                         "one to state {} under the signature of state {}",
                         manifest.sequence, signed.sequence
-                    ),
-                ))
+                    ))
+                }
+                _ => Ok(manifest),
             }
-            _ => Ok(manifest),
-        }
+        });
+        let checked = checked.await.unwrap_or_else(|_| Err(ManifestError::Damaged.to_string()));
+        checked.map_err(|found| nonsense(from, found))
     }
 }
 
@@ -289,7 +286,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use freshet_api::ContentHash;
-    use freshet_api::release::ReleaseSigner;
+    use freshet_api::release::{ReleaseHeader, ReleaseSigner};
     use rustls::pki_types::PrivateKeyDer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

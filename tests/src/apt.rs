@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use freshet_testbed::{Host, Program};
+use freshet_testbed::{Host, Program, make_apt_root};
 
 use crate::PATIENCE;
 
@@ -26,28 +26,13 @@ impl Apt {
     pub fn new(host: &Host, root: &Path, url: &str) -> Result<Apt> {
         let shown = host.run(&Program::new("dpkg").arg("--print-architecture"), PATIENCE)?;
         let architecture = shown.text().trim().to_owned();
-        for directory in [
-            "etc/apt/apt.conf.d",
-            "etc/apt/preferences.d",
-            "var/lib/dpkg",
-            "var/lib/apt/lists/partial",
-            "var/cache/apt/archives/partial",
-            "var/log/apt",
-            "downloads",
-        ] {
-            fs::create_dir_all(root.join(directory)).with_context(|| format!("making {directory}"))?;
-        }
-        fs::write(root.join("var/lib/dpkg/status"), "")?;
-        fs::write(root.join("etc/apt/sources.list"), format!("deb [trusted=yes] {url} stable main\n"))?;
-        let configuration = format!(
-            "Dir \"{root}\";\nDir::State::status \"{root}/var/lib/dpkg/status\";\n\
-             Dir::Etc::sourceparts \"/dev/null\";\nAPT::Architecture \"{architecture}\";\n\
-             APT::Architectures {{ \"{architecture}\"; }};\nAPT::Sandbox::User \"\";\nAPT::Install-Recommends \"false\";\n\
-             Acquire::Languages \"none\";\nAcquire::Retries \"3\";\nAcquire::http::Proxy \"false\";\n\
-             APT::Update::Post-Invoke-Success {{}};\n",
-            root = root.display()
-        );
-        fs::write(root.join("apt.conf"), configuration)?;
+        let further = [
+            &*format!("APT::Architecture \"{architecture}\";"),
+            &*format!("APT::Architectures {{ \"{architecture}\"; }};"),
+            "APT::Install-Recommends \"false\";",
+            "Acquire::Retries \"3\";",
+        ];
+        make_apt_root(root, url, &further).with_context(|| format!("making {}", root.display()))?;
         Ok(Apt { host: host.clone(), root: root.to_owned(), architecture })
     }
 

@@ -1,7 +1,6 @@
 //! The least that links allow, and measures of evenness: arithmetic only.
 
-/// The part of a full frame that is payload: 1,448 of 1,514 bytes.
-pub(super) const PAYLOAD_PART: f64 = 1_448.0 / 1_514.0;
+pub(super) use crate::sync::PAYLOAD_PART;
 
 /// Payload per second of a link of so many Mbit/s.
 pub(super) fn payload_rate(mbit: f64) -> f64 {

@@ -274,29 +274,7 @@ fn by_aria2(stage: &Stage, files: &[RepositoryFile]) -> Result<Checked> {
 /// Packages by apt in a root of its own: it reads nothing of this system's and changes nothing there.
 fn by_apt(stage: &Stage, run: &str) -> Result<Checked> {
     let root = stage.directory.join(format!("apt-{run}"));
-    for directory in [
-        "etc/apt/apt.conf.d",
-        "etc/apt/preferences.d",
-        "var/lib/dpkg",
-        "var/lib/apt/lists/partial",
-        "var/cache/apt/archives/partial",
-        "var/log/apt",
-        "downloads",
-    ] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    let place = root.display();
-    fs::write(root.join("var/lib/dpkg/status"), "")?;
-    fs::write(
-        root.join("etc/apt/sources.list"),
-        format!("deb [trusted=yes] {} stable main\n", stage.url("")),
-    )?;
-    let configuration = format!(
-        "Dir \"{place}\";\nDir::State::status \"{place}/var/lib/dpkg/status\";\nDir::Etc::sourceparts \"/dev/null\";\n\
-         APT::Sandbox::User \"\";\nAcquire::Languages \"none\";\nAcquire::http::Proxy \"false\";\n\
-         APT::Update::Post-Invoke-Success {{}};\n"
-    );
-    fs::write(root.join("apt.conf"), configuration)?;
+    freshet_testbed::make_apt_root(&root, &stage.url(""), &[])?;
     let downloads = root.join("downloads");
     let apt = |program: &str, arguments: &[&str]| -> Result<(bool, String)> {
         let program = Program::new(program)

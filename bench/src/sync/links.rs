@@ -52,7 +52,7 @@ impl Links {
 }
 
 /// Of a full Ethernet frame as the links count it (1,514 bytes), TCP carries 1,448 with timestamps.
-const PAYLOAD_PART: f64 = 1_448.0 / 1_514.0;
+pub(crate) const PAYLOAD_PART: f64 = 1_448.0 / 1_514.0;
 
 #[cfg(test)]
 mod tests {

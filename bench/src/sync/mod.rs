@@ -26,6 +26,7 @@ use freshet_testbed::{Cancel, Host, Testbed};
 
 use self::content::Content;
 use self::links::Links;
+pub(crate) use self::links::PAYLOAD_PART;
 pub(crate) use self::report::Outcome;
 use self::report::Report;
 pub(crate) use self::scenario::changes;

@@ -16,6 +16,7 @@
 //! except where [`repository`] has apt download real packages.
 #![forbid(unsafe_code)]
 
+mod apt;
 mod cancel;
 pub mod cluster;
 mod error;
@@ -33,6 +34,7 @@ mod skip;
 mod testbed;
 mod wait;
 
+pub use apt::make_apt_root;
 pub use cancel::Cancel;
 pub use error::Error;
 pub use host::Host;

@@ -96,12 +96,13 @@ impl Api {
 
     /// Where a volunteer stands, and why it gets no customers.
     pub(crate) fn node_state(&self, node: &Node) -> (NodeState, Option<String>) {
-        if node.membership.is_none() {
-            return (NodeState::Invited, Some("nobody has joined with its join string yet".to_owned()));
-        }
-        match self.parts.routing.load().route(node.id) {
-            Some(route) => (route.state, route.reason.as_ref().map(ToString::to_string)),
-            None => (NodeState::Lost, Some("no heartbeat since it joined".to_owned())),
-        }
+        let table = self.parts.routing.load();
+        let route = table.route(node.id);
+        let reason = match route {
+            _ if node.membership.is_none() => Some("nobody has joined with its join string yet".to_owned()),
+            Some(route) => route.reason.as_ref().map(ToString::to_string),
+            None => Some("no heartbeat since it joined".to_owned()),
+        };
+        (Self::state_of(node, route), reason)
     }
 }

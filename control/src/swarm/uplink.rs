@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use freshet_api::{BytesPerSec, Class};
+use freshet_api::{Bytes, BytesPerSec, Class};
 use freshet_engine::{Grant, Pacer, Place};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{self, Pace, SharedPacer, Shares};
+use freshet_policy::reservation::payload_of_wire;
 
 /// One rate for all connections of the sync port together.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl SentElsewhere {
 impl SyncPacer {
     /// At `rate` on the wire, of which what is sent `elsewhere` takes at most half.
     pub fn new(rate: BytesPerSec, elsewhere: Arc<SentElsewhere>) -> Self {
-        let payload = BytesPerSec((rate.0 as f64 * PAYLOAD) as u64);
+        let payload = BytesPerSec(payload_of_wire(Bytes(rate.0)).0);
         let sending = SharedPacer::new(payload, Shares::NONE);
         Self { origin: Instant::now(), sending, elsewhere, grants: AtomicU64::new(0) }
     }
@@ -86,8 +87,6 @@ impl Pacer for SyncPacer {
     }
 }
 
-/// Payload of full segments on Ethernet, headers of TCP, IP and link counted.
-const PAYLOAD: f64 = 1448.0 / 1514.0;
 const WAIT_MIN: Duration = Duration::from_millis(1);
 /// TLS, the head of the response, and headers of the packets, about.
 const AROUND_BODY: u64 = 400;

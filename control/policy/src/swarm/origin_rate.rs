@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use freshet_api::BytesPerSec;
+use freshet_api::{Bytes, BytesPerSec};
 
 use crate::moment::Moment;
 use crate::rates::CounterRate;
+use crate::reservation::payload_of_wire;
 
 /// An estimate of the rate at which the origin can send pieces.
 ///
@@ -22,7 +23,7 @@ pub struct OriginRate {
 impl OriginRate {
     /// With the operator's limit, if there is one.
     pub fn new(configured: Option<BytesPerSec>) -> OriginRate {
-        let estimate = configured.map_or(ASSUMED, |rate| rate.0 as f64 * PAYLOAD);
+        let estimate = configured.map_or(ASSUMED, |rate| payload_of_wire(Bytes(rate.0)).0 as f64);
         OriginRate { configured, sent: CounterRate::new(SMOOTHED_OVER), estimate, read: None }
     }
 
@@ -50,8 +51,6 @@ impl OriginRate {
     }
 }
 
-/// Payload of full segments on Ethernet, headers of TCP, IP and link counted.
-const PAYLOAD: f64 = 1448.0 / 1514.0;
 /// Before anything was measured: 100 Mbit/s.
 const ASSUMED: f64 = 12_500_000.0;
 const GROWTH: f64 = 1.1;
