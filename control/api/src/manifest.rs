@@ -15,7 +15,8 @@ use crate::id::{ContentHash, FileId};
 mod files;
 mod wire;
 
-pub use files::{Files, Iter};
+pub(crate) use files::shared_bytes;
+pub use files::{Cursor, FileRef, Files, Iter};
 
 /// The rows of the catalogue, or what changed in them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,19 @@ impl RepoPath {
         (fits && segments()).then_some(())
     }
 
+    /// `None` when `path` is none, what stands before `begins` having been checked: whole segments, or nothing.
+    pub(crate) fn check_rest(path: &[u8], begins: usize) -> Option<()> {
+        let rest = &path[begins..];
+        let printable = |byte: &u8| (0x20..0x7f).contains(byte);
+        if !rest.iter().all(printable) {
+            // Controls stand among the others too.
+            return Self::check(std::str::from_utf8(path).ok()?);
+        }
+        let mut segments = rest.split(|&byte| byte == b'/');
+        let good = |segment: &[u8]| !matches!(segment, b"" | b"." | b"..") && segment.len() <= 255;
+        (path.len() <= PATH_BYTES_MAX && segments.all(good)).then_some(())
+    }
+
     /// The path without a leading `/`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -119,6 +133,12 @@ impl FromStr for RepoPath {
 
 impl std::borrow::Borrow<str> for RepoPath {
     fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for RepoPath {
+    fn as_ref(&self) -> &str {
         &self.0
     }
 }

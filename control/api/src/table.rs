@@ -28,6 +28,25 @@ pub struct Table<R> {
     rows: usize,
 }
 
+/// Rows that were pushed and can't be found by path and content yet; 32 bytes each.
+#[derive(Debug, Default)]
+pub struct Added {
+    paths: Vec<(u64, u32)>,
+    contents: Vec<(u64, u32)>,
+}
+
+impl Added {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+}
+
 /// One row, where it stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a, R> {
@@ -117,22 +136,37 @@ impl<R: Copy> Table<R> {
 
     /// Adds a row; one that has this number already is replaced.
     pub fn insert(&mut self, number: u32, path: &RepoPath, content: ContentHash, row: R) {
-        self.put(number, path, content, row);
+        self.put(number, path.as_str(), content, row);
         self.by_path.insert(path_hash(path.as_str()), number);
         self.by_content.insert(content_hash(&content), number);
     }
 
     /// Adds many rows, in a fraction of the time that one by one takes; their numbers must not be there yet. Returns the
     /// numbers of those whose content another row has too, and of few others.
-    pub fn extend(&mut self, rows: impl Iterator<Item = (u32, RepoPath, ContentHash, R)>) -> Vec<u32> {
-        let (mut paths, mut contents) = (Vec::new(), Vec::new());
+    pub fn extend<P: AsRef<str>>(
+        &mut self,
+        rows: impl Iterator<Item = (u32, P, ContentHash, R)>,
+    ) -> Vec<u32> {
+        let mut added = Added::default();
         for (number, path, content, row) in rows {
-            self.put(number, &path, content, row);
-            paths.push((path_hash(path.as_str()), number));
-            contents.push((content_hash(&content), number));
+            self.push(&mut added, number, path.as_ref(), content, row);
         }
-        self.by_path.extend(paths);
-        self.by_content.extend(contents)
+        self.settle(added)
+    }
+
+    /// Adds one of many rows: it is found by path and content after [`Table::settle`] only. Its number must not be there
+    /// yet.
+    pub fn push(&mut self, added: &mut Added, number: u32, path: &str, content: ContentHash, row: R) {
+        self.put(number, path, content, row);
+        added.paths.push((path_hash(path), number));
+        added.contents.push((content_hash(&content), number));
+    }
+
+    /// Lets rows be found that were pushed; returns what [`Table::extend`] does.
+    pub fn settle(&mut self, added: Added) -> Vec<u32> {
+        self.by_path.extend(&added.paths);
+        drop(added.paths);
+        self.by_content.extend(&added.contents)
     }
 
     /// Changes a row, path and content staying as they are; `false` when there is none.
@@ -154,14 +188,14 @@ impl<R: Copy> Table<R> {
         Some(row)
     }
 
-    fn put(&mut self, number: u32, path: &RepoPath, content: ContentHash, row: R) {
+    fn put(&mut self, number: u32, path: &str, content: ContentHash, row: R) {
         if self.get(number).is_some() {
             self.remove(number);
         }
         let chunk = (number >> CHUNK_BITS) as usize;
         self.chunks.grow(chunk + 1);
         if let Some(chunk) = self.chunks.get_mut(chunk) {
-            chunk.insert(number, path.as_str(), content, row);
+            chunk.insert(number, path, content, row);
             self.rows += 1;
         }
     }
@@ -391,7 +425,7 @@ mod tests {
                     2 => {
                         let new = (0..40).map(|more| 2_000 + number as u32 * 40 + more);
                         model.extend(new.clone().map(|n| (n, (path.clone(), sum, row))));
-                        table.extend(new.map(|n| (n, path.parse().unwrap(), content(sum), row)));
+                        table.extend(new.map(|n| (n, &path, content(sum), row)));
                     }
                     _ => {
                         table.insert(at, &path.parse().unwrap(), content(sum), row);

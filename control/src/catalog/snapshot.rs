@@ -244,7 +244,7 @@ impl Snapshot {
         let alike = self.rows.extend(
             entries
                 .iter()
-                .map(|entry| (entry.file.0, entry.path.to_repo_path(), entry.checksums.blake3, entry.row())),
+                .map(|entry| (entry.file.0, entry.path.as_str(), entry.checksums.blake3, entry.row())),
         );
         let is_first = |&number: &u32| {
             let content = self.rows.get(number).map(|entry| *entry.content());

@@ -3,7 +3,7 @@
 //! What is known of a blob stands in every row of its content; most contents have one.
 
 use freshet_api::FileId;
-use freshet_api::manifest::ManifestFile;
+use freshet_api::manifest::{FileRef, ManifestFile};
 
 /// One row of the mirror's table.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Row {
     pub(super) const TWINS: u8 = 1 << 6;
 
     /// As the manifest has it, neither wanted nor published nor held, and the only one of its content.
-    pub(super) fn new(file: &ManifestFile) -> Self {
+    pub(super) fn new(file: FileRef<'_>) -> Self {
         let flags = Self::CHIEF | if file.last { Self::LAST } else { 0 };
         let mtime = Seconds::of(file.mtime);
         Self { file: file.file, size: file.size, mtime, blob_mtime: mtime, digest: 0, flags }

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use freshet_api::manifest::{Manifest, ManifestFile, RepoPath};
-use freshet_api::table::{Entry, Table};
+use freshet_api::manifest::{FileRef, Manifest, ManifestFile, RepoPath};
+use freshet_api::table::{Added, Entry, Table};
 use freshet_api::{ContentHash, FileId};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -129,7 +129,7 @@ impl State {
             }
         }
         let alike = self.table.extend(rows.into_iter().map(|(number, stored)| {
-            let mut row = Row::new(&stored.file);
+            let mut row = Row::new(stored.file.as_ref());
             row.set(Row::WANTED, stored.wanted);
             row.set(Row::PUBLISHED, stored.published);
             (number.0, stored.file.path, stored.file.content, row)
@@ -241,20 +241,23 @@ impl State {
             let what = format!("{content} is both {one} and {other} bytes long");
             Err(MirrorError::Contradiction { what })
         };
+        let knows_some = !self.table.is_empty();
         let mut sizes: Vec<(u64, u64)> = Vec::with_capacity(manifest.files.len());
-        for file in &manifest.files {
-            match self.table.with_content(&file.content).next() {
-                Some(known) if known.row().size() != file.size => {
-                    return fail(&file.content, known.row().size(), file.size);
-                }
+        let mut files = manifest.files.cursor();
+        while let Some(file) = files.next() {
+            let known = || self.table.with_content(&file.content).next().map(|known| known.row().size());
+            match knows_some.then(known).flatten() {
+                Some(known) if known != file.size => return fail(&file.content, known, file.size),
                 Some(_) => {}
                 None => sizes.push((beginning(&file.content), file.size)),
             }
         }
         // The beginnings of the hashes tell almost all of them apart.
-        sizes.sort_unstable();
-        let odd = sizes.windows(2).filter(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1);
-        let odd: HashSet<u64> = odd.map(|pair| pair[0].0).collect();
+        sizes.sort_unstable_by_key(|&(beginning, _)| beginning);
+        let odd = sizes
+            .chunk_by(|one, other| one.0 == other.0)
+            .filter(|run| run.iter().any(|one| one.1 != run[0].1));
+        let odd: HashSet<u64> = odd.map(|run| run[0].0).collect();
         if odd.is_empty() {
             return Ok(());
         }
@@ -270,26 +273,29 @@ impl State {
 
     /// Makes all files of a manifest wanted. Those of new paths go into the table together.
     fn want_all(&mut self, manifest: &Manifest, now: i64) {
-        let mut new: Vec<ManifestFile> = Vec::new();
+        let mut added = Added::default();
+        let mut before = String::new();
         // Into an empty table paths in their order go without a look whether they are there.
         let mut empty = self.table.is_empty();
-        for file in &manifest.files {
-            let follows = new.last().is_none_or(|before| before.path < file.path);
-            if !follows || new.len() == ADDED_MAX {
+        let mut files = manifest.files.cursor();
+        while let Some(file) = files.next() {
+            let follows = added.is_empty() || before.as_str() < file.path;
+            if !follows || added.len() == ADDED_MAX {
                 // What is not in the order of paths may be among the new ones.
                 empty &= follows;
-                self.add(std::mem::take(&mut new));
+                self.settle_added(std::mem::take(&mut added));
             }
-            if self.links.get(&file.path).is_some_and(|link| link.wanted.is_some()) {
-                self.want_link(file.path.clone(), None);
+            if !self.links.is_empty() && self.links.get(file.path).is_some_and(|link| link.wanted.is_some()) {
+                self.want_link(file.to_file().path, None);
             }
-            if !empty && self.table.at(file.path.as_str()).next().is_some() {
-                self.want(&file, now);
+            if !empty && self.table.at(file.path).next().is_some() {
+                self.want(&file.to_file(), now);
             } else {
-                new.push(file);
+                file.path.clone_into(&mut before);
+                self.add(&mut added, file);
             }
         }
-        self.add(new);
+        self.settle_added(added);
     }
 
     fn want(&mut self, file: &ManifestFile, now: i64) {
@@ -311,7 +317,11 @@ impl State {
         {
             self.unwant(old, now);
         }
-        let Some(number) = known else { return self.add(vec![file.clone()]) };
+        let Some(number) = known else {
+            let mut added = Added::default();
+            self.add(&mut added, file.as_ref());
+            return self.settle_added(added);
+        };
         self.renew(number, file);
         self.table.change(number.0, |row| row.set(Row::WANTED, true));
         self.retired.remove(&number);
@@ -328,17 +338,19 @@ impl State {
         self.table.change(number.0, |row| row.renew(file));
     }
 
-    /// Adds wanted rows.
-    fn add(&mut self, files: Vec<ManifestFile>) {
-        let first = self.next_row;
-        self.next_row += files.len() as u32;
-        let alike = self.table.extend(files.into_iter().zip(first..).map(|(file, number)| {
-            let mut row = Row::new(&file);
-            row.set(Row::WANTED, true);
-            (number, file.path, file.content, row)
-        }));
+    /// Adds a wanted row, which is found after [`State::settle_added`].
+    fn add(&mut self, added: &mut Added, file: FileRef<'_>) {
+        let number = self.next_row;
+        self.next_row += 1;
+        let mut row = Row::new(file);
+        row.set(Row::WANTED, true);
+        self.table.push(added, number, file.path, file.content, row);
+        self.dirty.rows.insert(number);
+    }
+
+    fn settle_added(&mut self, added: Added) {
+        let alike = self.table.settle(added);
         self.share(alike);
-        self.dirty.rows.insert_range(first..self.next_row);
     }
 
     /// Tells rows that were just added what is known of their content, if it is another row's too.
@@ -820,8 +832,8 @@ fn beginning(content: &ContentHash) -> u64 {
     u64::from_le_bytes(beginning)
 }
 
-/// Rows that are put into the table at once.
-const ADDED_MAX: usize = 65_536;
+/// Rows that are put into the table at once; 32 MiB of notes.
+const ADDED_MAX: usize = 1 << 20;
 
 /// Paths of one content that are looked at for a copy that is there already.
 const CANDIDATE_PATHS_MAX: usize = 8;

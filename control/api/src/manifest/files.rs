@@ -59,7 +59,7 @@ impl Files {
         let (columns, end) = (&mut self.columns, &mut self.end);
         let path = file.path.as_str().as_bytes();
         self.unsorted |= !self.contents.is_empty() && path < end.path.as_slice();
-        let shared = end.path.iter().zip(path).take_while(|(one, other)| one == other).count();
+        let shared = shared_bytes(&end.path, path);
         put(&mut columns.path_lengths, shared as u64);
         put(&mut columns.path_lengths, (path.len() - shared) as u64);
         columns.path_rests.extend_from_slice(&path[shared..]);
@@ -82,6 +82,11 @@ impl Files {
         Iter(Rows::new(&self.columns, &self.contents))
     }
 
+    /// The same without a copy of each path: several times as fast.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor(Rows::new(&self.columns, &self.contents))
+    }
+
     /// Leaves those that `keep` says.
     pub fn retain(&mut self, mut keep: impl FnMut(&ManifestFile) -> bool) {
         *self = self.iter().filter(|file| keep(file)).collect();
@@ -99,13 +104,20 @@ impl Files {
             return None;
         }
         let mut unsorted = false;
+        // What the row before has from where the two differ.
         let mut before = Vec::new();
         for _ in 0..contents.len() {
+            let mut lengths = rows.path_lengths;
+            let shared = usize::try_from(take(&mut lengths)?).ok()?;
+            before.clear();
+            before.extend_from_slice(rows.end.path.get(shared..)?);
             rows.advance()?;
-            RepoPath::check(std::str::from_utf8(&rows.end.path).ok()?)?;
+            let path = &rows.end.path;
+            // Segments that end before the two differ were checked in the row before.
+            let begins = path[..shared].iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+            RepoPath::check_rest(path, begins)?;
             u32::try_from(rows.end.number).ok()?;
-            unsorted |= rows.end.path < before;
-            before.clone_from(&rows.end.path);
+            unsorted |= path[shared..] < before[..];
         }
         let end = rows.finish()?;
         Some(Self { columns, contents, end, unsorted })
@@ -193,6 +205,55 @@ impl fmt::Debug for Iter<'_> {
     }
 }
 
+/// The files of a [`Files`], in its order, one at a time.
+#[derive(Clone)]
+pub struct Cursor<'a>(Rows<'a>);
+
+/// One of them, until the next is asked for; see [`ManifestFile`].
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "they are those of a ManifestFile")]
+pub struct FileRef<'a> {
+    pub file: FileId,
+    pub path: &'a str,
+    pub size: u64,
+    pub mtime: i64,
+    pub content: ContentHash,
+    pub last: bool,
+}
+
+impl Cursor<'_> {
+    /// The next one.
+    #[expect(clippy::should_implement_trait, reason = "an iterator cannot lend")]
+    pub fn next(&mut self) -> Option<FileRef<'_>> {
+        let (size, last, content) = self.0.advance()?;
+        let end = &self.0.end;
+        let path = std::str::from_utf8(&end.path).expect("a path went in as text, or was checked");
+        Some(FileRef { file: FileId(end.number as u32), path, size, mtime: end.mtime, content, last })
+    }
+}
+
+impl fmt::Debug for Cursor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cursor").field(&self.0.contents.len()).finish()
+    }
+}
+
+impl ManifestFile {
+    /// The same, lent.
+    pub fn as_ref(&self) -> FileRef<'_> {
+        let &ManifestFile { file, ref path, size, mtime, content, last } = self;
+        FileRef { file, path: path.as_str(), size, mtime, content, last }
+    }
+}
+
+impl FileRef<'_> {
+    /// With a path of its own.
+    pub fn to_file(&self) -> ManifestFile {
+        let &FileRef { file, path, size, mtime, content, last } = self;
+        ManifestFile { file, path: RepoPath::known(path), size, mtime, content, last }
+    }
+}
+
 /// What is left of the columns while they are read.
 #[derive(Clone)]
 struct Rows<'a> {
@@ -264,6 +325,14 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// How many bytes two texts begin with alike.
+pub(crate) fn shared_bytes(one: &[u8], other: &[u8]) -> usize {
+    let (chunks, _) = one.as_chunks::<8>();
+    let (others, _) = other.as_chunks::<8>();
+    let alike = chunks.iter().zip(others).take_while(|(one, other)| one == other).count() * 8;
+    alike + one[alike..].iter().zip(&other[alike..]).take_while(|(one, other)| one == other).count()
+}
+
 /// Seven bits to a byte, the lowest first.
 fn put(column: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
@@ -275,6 +344,13 @@ fn put(column: &mut Vec<u8>, mut number: u64) {
 
 fn take(column: &mut &[u8]) -> Option<u64> {
     let mut number = 0u64;
+    // Most have one byte.
+    if let Some((&byte, rest)) = column.split_first()
+        && byte & 0x80 == 0
+    {
+        *column = rest;
+        return Some(u64::from(byte));
+    }
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = column.split_first()?;
         *column = rest;
@@ -342,6 +418,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_path_shares_with_the_one_before_is_checked_with_it() {
+        let second = |first: &str, shared: u8, rest: &[u8]| {
+            let columns = Columns {
+                path_lengths: vec![0, first.len() as u8, shared, rest.len() as u8],
+                path_rests: [first.as_bytes(), rest].concat(),
+                sizes: vec![1, 1],
+                mtimes: vec![0, 0],
+                numbers: vec![2, 2],
+                last: Vec::new(),
+            };
+            Files::checked(columns, vec![ContentHash([0; 32]); 2]).map(|files| files.unsorted)
+        };
+        assert_eq!(second("a/b", 2, b"c"), Some(false));
+        assert_eq!(second("a/b", 2, b"a"), Some(true));
+        assert_eq!(second("a/b", 1, b""), Some(true));
+        assert_eq!(second("a/.b", 4, b"c/d"), Some(false));
+        assert_eq!(second("\u{e4}/b", 1, "\u{e5}".as_bytes().split_at(1).1), Some(false));
+        let long = "x".repeat(100);
+        for (first, shared, rest) in [
+            ("a/b", 2, &b""[..]),
+            ("a/b", 2, b"/c"),
+            ("a/b", 0, b""),
+            ("a/.b", 3, b""),
+            ("a/.b", 3, b"."),
+            ("a/.b", 3, b"./c"),
+            ("a/b", 3, b"\x7f"),
+            ("a/b", 3, "\u{85}".as_bytes()),
+            ("a/\u{e4}", 3, b"c"),
+            ("a/b", 3, b"\xff"),
+            (&long, 100, &[b'x'; 156][..]),
+        ] {
+            assert_eq!(second(first, shared, rest), None, "{first:?} {shared} {rest:?}");
+        }
+        assert!(second(&long, 100, &[b'x'; 120]).is_some(), "a segment of 220 bytes");
+    }
+
     proptest! {
         #[test]
         fn what_was_pushed_comes_back(
@@ -352,6 +465,11 @@ mod tests {
             prop_assert_eq!(files.len(), list.len());
             prop_assert_eq!(files.is_sorted(), paths.is_sorted());
             prop_assert_eq!(&files.iter().collect::<Vec<_>>(), &list);
+            let (mut cursor, mut lent) = (files.cursor(), Vec::new());
+            while let Some(file) = cursor.next() {
+                lent.push(file.to_file());
+            }
+            prop_assert_eq!(&lent, &list);
             let checked = Files::checked(files.columns.clone(), files.contents.clone());
             prop_assert_eq!(checked, Some(files.clone()));
             let mut odd = files;

@@ -3,6 +3,8 @@
 //! Every [`GROUP`]th stands whole, so that a path is found by reading half a group on average: some hundred bytes
 //! that lie side by side. Comparing needs no copy.
 
+use crate::manifest::shared_bytes;
+
 /// Paths, counted from 0.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Paths {
@@ -94,10 +96,6 @@ impl<'a> Iterator for Entries<'a> {
         self.text = text;
         Some((shared, rest))
     }
-}
-
-fn shared_bytes(one: &[u8], other: &[u8]) -> usize {
-    one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
 /// Lengths below 2^14: a path has 3,072 bytes at most.
