@@ -145,7 +145,7 @@ impl Control {
         let sync = SyncSite::new(
             Arc::clone(&catalog),
             Arc::clone(&routing),
-            Arc::clone(swarm.shelf()),
+            (Arc::clone(swarm.shelf()), Arc::clone(swarm.manifests())),
             root,
             registry.sync_key(),
             Arc::clone(&sync_counters),

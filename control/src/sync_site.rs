@@ -1,4 +1,5 @@
-//! The origin's sync port: contents of the catalogue, packs and recipes, by hash, for volunteers that bring a token.
+//! The origin's sync port: contents of the catalogue, packs, recipes and manifests, by hash, for volunteers that bring a
+//! token.
 //! It takes nothing in.
 
 use std::sync::Arc;
@@ -14,30 +15,31 @@ use crate::catalog::Catalog;
 use crate::clock::epoch_secs;
 use crate::front_door::{file_answer, stale};
 use crate::routing::Routing;
-use crate::swarm::Shelf;
+use crate::swarm::{ManifestDesk, Shelf};
 
-/// `GET /blob/<64 hexadecimal digits>` with `Authorization: Bearer <sync token>`.
+/// `GET /blob/<64 hexadecimal digits>` and `GET /manifest/<the same>` with `Authorization: Bearer <sync token>`.
 #[derive(Debug)]
 pub struct SyncSite {
     catalog: Arc<Catalog>,
     routing: Arc<Routing>,
     shelf: Arc<Shelf>,
+    manifests: Arc<ManifestDesk>,
     root: Arc<Root>,
     key: SyncKey,
     counters: Arc<SyncCounters>,
 }
 
 impl SyncSite {
-    /// Serves what `catalog` knows from below `root` (the same tree), and what is spooled on `shelf`.
+    /// Serves what `catalog` knows from below `root` (the same tree), what is spooled on `shelf`, and `manifests`.
     pub fn new(
         catalog: Arc<Catalog>,
         routing: Arc<Routing>,
-        shelf: Arc<Shelf>,
+        (shelf, manifests): (Arc<Shelf>, Arc<ManifestDesk>),
         root: Arc<Root>,
         key: SyncKey,
         counters: Arc<SyncCounters>,
     ) -> Self {
-        Self { catalog, routing, shelf, root, key, counters }
+        Self { catalog, routing, shelf, manifests, root, key, counters }
     }
 
     /// What it did so far.
@@ -75,28 +77,27 @@ impl Site for SyncSite {
         if let Err(refusal) = self.authorised(request) {
             return Answer::Refusal(refusal);
         }
-        let Some(content) = blob(request.path) else {
+        if let Some(manifest) = named(request.path, b"/manifest/") {
+            return match self.manifests.size(&manifest) {
+                Some(size) => spooled(self.manifests.root(), &manifest, size),
+                None => Answer::Refusal(Refusal::new(
+                    StatusCode::NOT_FOUND,
+                    "this manifest is not kept any more; ask control for the present one\n",
+                )),
+            };
+        }
+        let Some(content) = named(request.path, b"/blob/") else {
             return Answer::Refusal(Refusal::new(
                 StatusCode::NOT_FOUND,
-                "expected /blob/ and the 64 hexadecimal digits of a BLAKE3 hash\n",
+                "expected /blob/ or /manifest/ and the 64 hexadecimal digits of a BLAKE3 hash\n",
             ));
         };
-        let content_type = Some(HeaderValue::from_static("application/octet-stream"));
         if let Some(entry) = self.catalog.load().by_content(&content) {
+            let content_type = Some(HeaderValue::from_static(OCTETS));
             return Answer::File(FileAnswer { content_type, ..file_answer(&self.root, &entry, Vec::new()) });
         }
         match self.shelf.load().spooled.get(&content) {
-            Some(&size) => Answer::File(FileAnswer {
-                root: Arc::clone(self.shelf.root()),
-                path: bytes::Bytes::from(content.to_string()),
-                expected_size: Some(size),
-                expected_mtime: None,
-                expected_mtime_nanos: None,
-                etag: HeaderValue::try_from(format!("\"{content}\"")).ok(),
-                last_modified: None,
-                content_type,
-                headers: Vec::new(),
-            }),
+            Some(&size) => spooled(self.shelf.root(), &content, size),
             None => Answer::Refusal(Refusal::new(
                 StatusCode::NOT_FOUND,
                 "the catalogue has no file of this content any more; fetch the manifest's difference\n",
@@ -135,9 +136,27 @@ impl SyncCounters {
     }
 }
 
-fn blob(path: &[u8]) -> Option<ContentHash> {
-    std::str::from_utf8(path.strip_prefix(b"/blob/")?).ok()?.parse().ok()
+/// The content that a path names behind `prefix`.
+fn named(path: &[u8], prefix: &[u8]) -> Option<ContentHash> {
+    std::str::from_utf8(path.strip_prefix(prefix)?).ok()?.parse().ok()
 }
+
+/// A file of control's own, under its hash.
+fn spooled(root: &Arc<Root>, content: &ContentHash, size: u64) -> Answer {
+    Answer::File(FileAnswer {
+        root: Arc::clone(root),
+        path: bytes::Bytes::from(content.to_string()),
+        expected_size: Some(size),
+        expected_mtime: None,
+        expected_mtime_nanos: None,
+        etag: HeaderValue::try_from(format!("\"{content}\"")).ok(),
+        last_modified: None,
+        content_type: Some(HeaderValue::from_static(OCTETS)),
+        headers: Vec::new(),
+    })
+}
+
+const OCTETS: &str = "application/octet-stream";
 
 #[cfg(test)]
 mod tests {
@@ -146,9 +165,10 @@ mod tests {
     #[test]
     fn only_whole_hashes_name_a_blob() {
         let hash = ContentHash([0xab; 32]);
-        assert_eq!(blob(format!("/blob/{hash}").as_bytes()), Some(hash));
+        assert_eq!(named(format!("/blob/{hash}").as_bytes(), b"/blob/"), Some(hash));
+        assert_eq!(named(format!("/blob/{hash}").as_bytes(), b"/manifest/"), None);
         for path in ["/blob/", "/blob/ab", "/ab", "/blob/../x", "/blob/\u{e4}"] {
-            assert_eq!(blob(path.as_bytes()), None, "{path}");
+            assert_eq!(named(path.as_bytes(), b"/blob/"), None, "{path}");
         }
     }
 }

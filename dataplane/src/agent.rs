@@ -149,6 +149,8 @@ impl Agent {
             }
             Ok(()) = self.offer.changed() => {}
             Ok(()) = self.outlook.changed() => {}
+            // Customers may come for it.
+            () = self.mirror.completed() => {}
         }
     }
 

@@ -9,7 +9,7 @@ use freshet_api::admin::ApiError;
 use freshet_api::bundle::BundleId;
 use freshet_api::enrol::{Fingerprint, JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{Heartbeat, HeartbeatReply};
-use freshet_api::manifest::{BYTES_MAX, Manifest, ManifestError};
+use freshet_api::manifest::{BYTES_MAX, ManifestAsk, ManifestHeld, ManifestOffer};
 use freshet_api::release::{self, ReleaseError};
 use freshet_api::swarm::{BundleList, SwarmPoll, SwarmReply};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -17,8 +17,8 @@ use http::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::link::{Dialer, LinkError};
-use crate::swarm::Tracker;
-use crate::sync::{FetchError, ManifestSource};
+use crate::swarm::{ManifestAnswer, ManifestDesk, SignedManifest, Tracker};
+use crate::sync::FetchError;
 
 /// Control's API at one address.
 #[derive(Clone)]
@@ -26,14 +26,14 @@ pub struct ControlClient {
     dialer: Dialer,
     base: String,
     authorization: Option<HeaderValue>,
-    /// By whose key releases must be signed.
-    signed_by: Option<Fingerprint>,
+    /// By whose key releases must be signed; nobody has that of zeros.
+    signed_by: Fingerprint,
 }
 
 impl ControlClient {
     /// For the API at `api` (`host:port`), over connections of `dialer`, which pins the certificate.
     pub fn new(dialer: Dialer, api: &str) -> Self {
-        Self { dialer, base: format!("https://{api}"), authorization: None, signed_by: None }
+        Self { dialer, base: format!("https://{api}"), authorization: None, signed_by: Fingerprint([0; 32]) }
     }
 
     /// The same, as the volunteer that this credential belongs to.
@@ -51,7 +51,7 @@ impl ControlClient {
     /// The same, taking only manifests that the key with this fingerprint signed.
     #[must_use]
     pub fn signed_by(mut self, fingerprint: Fingerprint) -> Self {
-        self.signed_by = Some(fingerprint);
+        self.signed_by = fingerprint;
         self
     }
 
@@ -77,15 +77,6 @@ impl ControlClient {
     /// [`ControlError`].
     pub async fn put_holdings(&self, bitmap: Vec<u8>) -> Result<(), ControlError> {
         self.send(Method::PUT, "/v1/holdings", "application/octet-stream", bitmap.into()).await.map(drop)
-    }
-
-    /// A manifest's wire form, and the seal beside it, if any.
-    async fn manifest_bytes(&self, since: Option<u64>) -> Result<(Bytes, String), ControlError> {
-        let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
-        let request = self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new())?;
-        let (head, body) = self.answer_with_head(request, BYTES_MAX).await?;
-        let seal = head.headers.get(release::FIELD).and_then(|seal| seal.to_str().ok()).unwrap_or_default();
-        Ok((body, seal.to_owned()))
     }
 
     async fn get(&self, target: &str, bytes_max: usize) -> Result<Bytes, ControlError> {
@@ -152,33 +143,63 @@ impl ControlClient {
     }
 }
 
-impl ManifestSource for ControlClient {
-    async fn manifest(&self, since: Option<u64>) -> Result<Manifest, FetchError> {
-        let from = self.base.clone();
-        let (bytes, seal) = match self.manifest_bytes(since).await {
-            Ok(answer) => answer,
-            Err(error) => return Err(fetch_error(from, error)),
-        };
-        let signed_by = self.signed_by;
-        // A large one takes a second to hash and unpack.
-        let checked = tokio::task::spawn_blocking(move || {
-            let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-            let signed = signed_by.map(|fingerprint| release::open(&seal, &bytes, fingerprint, now));
-            let signed = signed.transpose().map_err(|error| ControlError::Release(error).to_string())?;
-            let manifest = Manifest::decode(&bytes).map_err(|error| error.to_string())?;
-            match signed {
-                Some(signed) if (signed.sequence, signed.previous) != (manifest.sequence, manifest.base) => {
-                    Err(format!(
-                        "one to state {} under the signature of state {}",
-                        manifest.sequence, signed.sequence
-                    ))
-                }
-                _ => Ok(manifest),
-            }
-        });
-        let checked = checked.await.unwrap_or_else(|_| Err(ManifestError::Damaged.to_string()));
-        checked.map_err(|found| nonsense(from, found))
+impl ManifestDesk for ControlClient {
+    async fn ask(&self, ask: &ManifestAsk) -> Result<ManifestAnswer, FetchError> {
+        let failed = |error| fetch_error(self.base.clone(), error);
+        let body = serde_json::to_vec(ask)
+            .map_err(|source| failed(ControlError::Nonsense { path: MANIFEST, source }))?;
+        let mut request = self.request(Method::POST, MANIFEST, body.into()).map_err(failed)?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let (head, body) = self.answer_with_head(request, ANSWER_BYTES_MAX).await.map_err(failed)?;
+        if head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
+            return self.signed(body, &head).await.map(ManifestAnswer::Whole);
+        }
+        let offer: ManifestOffer = serde_json::from_slice(&body)
+            .map_err(|source| failed(ControlError::Nonsense { path: MANIFEST, source }))?;
+        let header = release::header(seal(&head), self.signed_by, now_secs());
+        match header.map_err(|error| failed(ControlError::Release(error)))? {
+            header if header.manifest == offer.manifest => Ok(ManifestAnswer::At(offer, header)),
+            _ => Err(failed(ControlError::Release(ReleaseError::OtherManifest))),
+        }
     }
+
+    async fn whole(&self, since: Option<u64>) -> Result<SignedManifest, FetchError> {
+        let failed = |error| fetch_error(self.base.clone(), error);
+        let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
+        let request =
+            self.request(Method::GET, &format!("{MANIFEST}{query}"), Bytes::new()).map_err(failed)?;
+        let (head, body) = self.answer_with_head(request, BYTES_MAX).await.map_err(failed)?;
+        self.signed(body, &head).await
+    }
+
+    async fn held(&self, held: ManifestHeld) -> Result<(), FetchError> {
+        let failed = |error| fetch_error(self.base.clone(), error);
+        let body = serde_json::to_vec(&held)
+            .map_err(|source| failed(ControlError::Nonsense { path: HELD, source }))?;
+        self.send(Method::POST, HELD, "application/json", body.into()).await.map(drop).map_err(failed)
+    }
+}
+
+impl ControlClient {
+    /// A manifest that came whole, with what was signed of it.
+    async fn signed(&self, wire: Bytes, head: &http::response::Parts) -> Result<SignedManifest, FetchError> {
+        let (seal, signed_by, bytes) = (seal(head).to_owned(), self.signed_by, wire.clone());
+        // A large one takes a while to hash.
+        let opened =
+            tokio::task::spawn_blocking(move || release::open(&seal, &bytes, signed_by, now_secs())).await;
+        let header = opened.unwrap_or(Err(ReleaseError::Damaged));
+        let header = header.map_err(|error| fetch_error(self.base.clone(), ControlError::Release(error)))?;
+        Ok(SignedManifest { header, wire })
+    }
+}
+
+/// What control signed of the manifest that an answer is about.
+fn seal(head: &http::response::Parts) -> &str {
+    head.headers.get(release::FIELD).and_then(|seal| seal.to_str().ok()).unwrap_or_default()
+}
+
+fn now_secs() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
 impl Tracker for ControlClient {
@@ -275,6 +296,7 @@ impl ControlError {
 }
 
 const MANIFEST: &str = "/v1/manifest";
+const HELD: &str = "/v1/manifest/held";
 const BUNDLES: &str = "/v1/bundles";
 const BUNDLE: &str = "/v1/bundle/";
 const SWARM: &str = "/v1/swarm";
@@ -286,6 +308,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use freshet_api::ContentHash;
+    use freshet_api::manifest::{Manifest, ManifestFrom};
     use freshet_api::release::{ReleaseHeader, ReleaseSigner};
     use rustls::pki_types::PrivateKeyDer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -345,7 +368,7 @@ mod tests {
             let field = seal.map(|seal| format!("{}: {seal}\r\n", release::FIELD)).unwrap_or_default();
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{field}\r\n", wire.len());
             *answer.lock().unwrap() = [head.as_bytes(), &wire].concat();
-            client.manifest(None).await.map_err(|error| error.to_string())
+            client.whole(None).await.map_err(|error| error.to_string())?.decode()
         };
         let header = ReleaseHeader {
             sequence: 5,
@@ -364,5 +387,24 @@ mod tests {
         assert!(refused.contains("clock"), "{refused}");
         let refused = ask(seal(ReleaseHeader { sequence: 6, ..header })).await.unwrap_err();
         assert!(refused.contains("under the signature of state 6"), "{refused}");
+
+        let offered = async |seal: Option<String>, manifest: ContentHash| {
+            let offer = ManifestOffer { manifest, bytes: 9, from: ManifestFrom::Origin };
+            let body = serde_json::to_vec(&offer).unwrap();
+            let field = seal.map(|seal| format!("{}: {seal}\r\n", release::FIELD)).unwrap_or_default();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{field}\r\n",
+                body.len()
+            );
+            *answer.lock().unwrap() = [head.as_bytes(), &body].concat();
+            client.ask(&ManifestAsk::default()).await.map_err(|error| error.to_string())
+        };
+        let at = offered(seal(header), header.manifest).await;
+        assert!(matches!(at, Ok(ManifestAnswer::At(_, signed)) if signed == header), "{at:?}");
+        let refused = offered(seal(header), ContentHash::of(b"other")).await.unwrap_err();
+        assert!(refused.contains("another manifest"), "{refused}");
+        assert!(offered(None, header.manifest).await.is_err());
+        let late = seal(ReleaseHeader { valid_until: 1, ..header });
+        assert!(offered(late, header.manifest).await.unwrap_err().contains("clock"));
     }
 }

@@ -33,7 +33,7 @@ use crate::mirror::{Mirror, MirrorError, MirrorOptions};
 use crate::orders::Orders;
 use crate::queue::{self, HardLimit};
 use crate::signals::{Ask, Signals};
-use crate::swarm::{PeerPort, Shelves, Spare, Swarm, SwarmOptions};
+use crate::swarm::{Meter, PeerPort, RelayedManifests, Shelves, Spare, Swarm, SwarmOptions};
 use crate::sync::{Origin, ReadPacer, SyncOptions};
 use crate::watch::{ClientWatch, ConnectionBounds, DeliveryWatch};
 
@@ -304,9 +304,18 @@ impl Volunteer {
             measured.of(outlook.borrow().offered, counted.read().body_bytes, Instant::now())
         });
         crate::progress::show(&mirror);
+        let meter = Arc::<Meter>::default();
+        let manifests = RelayedManifests {
+            desk: client.control(&credential),
+            dialer: client.sync.clone(),
+            pacer: Arc::clone(&pacer) as Arc<dyn ReadPacer>,
+            origin: origin_heard.clone(),
+            shelves: shelves.clone(),
+            meter: Arc::clone(&meter),
+        };
         let sync = tokio::spawn(crate::sync::run(
             mirror,
-            client.control(&credential),
+            manifests,
             Origin::new(client.sync.clone(), origin_heard.clone(), Arc::clone(&pacer) as Arc<dyn ReadPacer>),
             Swarm {
                 tracker: Arc::new(client.control(&credential)),
@@ -314,7 +323,7 @@ impl Volunteer {
                 pacer: pacer as Arc<dyn ReadPacer>,
                 origin: origin_heard,
                 shelves,
-                meter: Arc::default(),
+                meter,
                 options: SwarmOptions { spare, ..SwarmOptions::default() },
             },
             wanted_heard,

@@ -1,8 +1,8 @@
 //! Volunteers that misbehave, for measuring what it costs the others. Each is a real daemon: nothing in it knows how to
 //! lie.
 //!
-//! Before a liar's sync port stands a relay on the liar's host, which changes a byte of each piece that passes; control
-//! and peers are told the relay's address. A sly one gives control itself, which looks when somebody complains, the
+//! Before a liar's sync port stands a relay on the liar's host, which changes a byte of each piece and manifest that
+//! passes; control and peers are told the relay's address. A sly one gives control itself, which looks when somebody complains, the
 //! truth. A slanderer is an honest mirror with somebody beside it who has its credential and complains of everybody
 //! with it, again and again.
 
@@ -154,7 +154,9 @@ impl Relay {
             to.write_all(&buffer[..head])?;
             buffer.drain(..head);
             let mut left = length;
-            let content = code == 206 || (code == 200 && self.port == Port::Delivery);
+            // Whole answers of a sync port are small ones, what it has, and manifests.
+            let whole = self.port == Port::Delivery || length > HAVE_BYTES_MAX;
+            let content = code == 206 || (code == 200 && whole);
             let mut spoil = lies && content;
             while left > 0 {
                 if buffer.is_empty() {
@@ -176,6 +178,9 @@ impl Relay {
         }
     }
 }
+
+/// Bytes that say which of a bundle's pieces a mirror has, at most.
+const HAVE_BYTES_MAX: u64 = 8 << 10;
 
 /// A configuration with another value of a key that it has.
 fn replaced(text: &str, key: &str, value: &str) -> Result<String> {

@@ -238,6 +238,7 @@ fn outcome(finished: Vec<f64>, passed: &[Passed], cpu_secs: Option<f64>, prepare
         cpu_secs,
         finished,
         lied: None,
+        manifests: None,
         counted: None,
     }
 }

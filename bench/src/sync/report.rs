@@ -50,9 +50,25 @@ pub(crate) struct Outcome {
     /// What became of those that lied, where some did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lied: Option<Lied>,
+    /// How the manifests of the release went to the mirrors, where they did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) manifests: Option<Manifests>,
     /// The volunteers' own counters beside the harness's, where volunteers counted.
     #[serde(skip)]
     pub(crate) counted: Option<Counters>,
+}
+
+/// How the manifests of a release went to the mirrors, by what control says.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Manifests {
+    /// Bytes of the largest of them.
+    pub(super) bytes: u64,
+    /// Times that one left the origin.
+    pub(super) from_origin: u64,
+    /// Times that one went from mirror to mirror.
+    pub(super) from_peers: u64,
+    /// Times among them that it did not come, or another one did.
+    pub(super) failed: u64,
 }
 
 /// Volunteers that sent wrong pieces, and what came of it. No honest one was banned, or had or gave a wrong byte:
@@ -85,8 +101,14 @@ impl Outcome {
                 banned.concat()
             )
         });
+        let manifests = self.manifests.map_or_else(String::new, |Manifests { bytes, from_origin, from_peers, failed }| {
+            format!(
+                "; manifests of {:.1} kB: {from_origin} from the origin, {from_peers} from mirrors ({failed} failed)",
+                bytes as f64 / 1e3
+            )
+        });
         format!(
-            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB{cpu}{lied}",
+            "{contender:?}: last mirror after {:.2} s, origin sent {:.1} MB{cpu}{manifests}{lied}",
             self.last_secs,
             self.origin_bytes as f64 / 1e6,
         )

@@ -11,7 +11,7 @@ use freshet_testbed::cluster::{Cluster, Programs, Volunteer};
 use freshet_testbed::wait_until;
 
 use super::liar::{self, Liar, Port};
-use super::report::{Lied, Outcome};
+use super::report::{Lied, Manifests, Outcome};
 use super::{Course, Meter, outcome, usage};
 use crate::tally::Tally;
 
@@ -99,11 +99,13 @@ pub(super) fn measure(course: &Course<'_>, lies: Option<Lies>) -> Result<Outcome
     }
     let counted = counted.end(&cluster, &cancel)?;
     let lied = lies.map(|lies| judge(&cluster, lies, &lying, &numbers, &relays)).transpose()?;
+    let manifests = handed_on(&cluster.ctl(&["swarm"])?);
     let since_release = |seconds: f64| seconds - prepared.as_secs_f64();
     let finished = finished.into_values().map(since_release).collect();
     Ok(Outcome {
         lied,
         counted: Some(counted),
+        manifests: Some(manifests),
         ..outcome(finished, &passed, Some(cpu), prepared.as_secs_f64())
     })
 }
@@ -124,6 +126,20 @@ pub(super) fn start(course: &Course<'_>, repository: &Path) -> Result<Cluster> {
         cluster.add_volunteer(course.testbed, &format!("v{number}"), &link)?;
     }
     Ok(cluster)
+}
+
+/// How the manifests since the first state went to the mirrors.
+fn handed_on(swarm: &serde_json::Value) -> Manifests {
+    let shown = swarm["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut sum = Manifests::default();
+    for manifest in shown {
+        let figure = |name: &str| manifest[name].as_u64().unwrap_or(0);
+        sum.bytes = sum.bytes.max(figure("bytes"));
+        sum.from_origin += figure("from_origin");
+        sum.from_peers += figure("from_peers");
+        sum.failed += figure("failed");
+    }
+    sum
 }
 
 /// What became of the liars and of what they sent; fails when an honest mirror has, or gave, a wrong byte.

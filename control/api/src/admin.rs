@@ -278,6 +278,48 @@ pub struct SwarmView {
     pub bundles: Vec<BundleView>,
     /// Volunteers that were caught with wrong bytes, and with what.
     pub banned: Vec<BannedView>,
+    /// Volunteers that others accuse and that were caught at nothing.
+    #[serde(default)]
+    pub suspects: Vec<SuspectView>,
+    /// Manifests that volunteers hand on to each other, newest first.
+    #[serde(default)]
+    pub manifests: Vec<ManifestView>,
+}
+
+/// A volunteer of which others say that it sent wrong pieces.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SuspectView {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The names of those who say so within the last hour.
+    pub accusers: Vec<String>,
+    /// Those among them who count: who accuses a good part of the swarm does not.
+    pub believed: u64,
+    /// How many must be believed before nobody is sent there.
+    pub needed: u64,
+    /// Whether nobody is sent there now.
+    pub avoided: bool,
+}
+
+/// A manifest on its way to volunteers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ManifestView {
+    /// The state that it leads to.
+    pub sequence: u64,
+    /// The state that it starts from; none where all is in it.
+    pub since: Option<u64>,
+    /// Bytes of its wire form.
+    pub bytes: u64,
+    /// Volunteers that were sent to the origin for it.
+    pub from_origin: u64,
+    /// Volunteers that were sent to others.
+    pub from_peers: u64,
+    /// Those among them who did not get it there.
+    pub failed: u64,
+    /// Volunteers that have it and serve it.
+    pub holders: u64,
 }
 
 /// One bundle.

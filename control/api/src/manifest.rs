@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ContentHash, FileId};
 
 mod files;
+mod offer;
 mod wire;
 
 pub(crate) use files::shared_bytes;
 pub use files::{Cursor, FileRef, Files, Iter};
+pub use offer::{ManifestAsk, ManifestFailed, ManifestFrom, ManifestHeld, ManifestOffer};
 
 /// The rows of the catalogue, or what changed in them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

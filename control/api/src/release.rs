@@ -90,10 +90,16 @@ pub fn open(
     fingerprint: Fingerprint,
     now: u64,
 ) -> Result<ReleaseHeader, ReleaseError> {
+    let header = header(text, fingerprint, now)?;
+    if header.manifest == ContentHash::of(wire) { Ok(header) } else { Err(ReleaseError::OtherManifest) }
+}
+
+/// The header in a seal whose manifest is still to come, which must then have the hash that the header names.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn header(text: &str, fingerprint: Fingerprint, now: u64) -> Result<ReleaseHeader, ReleaseError> {
     let header = verify(text, fingerprint)?;
-    if header.manifest != ContentHash::of(wire) {
-        return Err(ReleaseError::OtherManifest);
-    }
     if now > header.valid_until {
         return Err(ReleaseError::Expired { since_secs: now - header.valid_until });
     }
@@ -210,6 +216,8 @@ mod tests {
         assert_eq!(open(&seal, b"rows", fingerprint, 1_000), Ok(header()));
         assert_eq!(open(&seal, b"rows", fingerprint, 1_001), Err(ReleaseError::Expired { since_secs: 1 }));
         assert_eq!(open(&seal, b"others", fingerprint, 0), Err(ReleaseError::OtherManifest));
+        assert_eq!(super::header(&seal, fingerprint, 1_000), Ok(header()));
+        assert_eq!(super::header(&seal, fingerprint, 1_002), Err(ReleaseError::Expired { since_secs: 2 }));
         let (other, others) = key();
         assert_eq!(open(&seal, b"rows", others, 0), Err(ReleaseError::OtherKey));
         // Somebody's own signature under control's certificate.

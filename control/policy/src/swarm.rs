@@ -5,6 +5,7 @@ mod lease;
 mod origin_rate;
 mod picker;
 mod piece_set;
+mod relay;
 #[cfg(test)]
 mod simulation;
 mod suspicion;
@@ -15,6 +16,7 @@ pub use self::lease::{ENDGAME_PART, Granted, Joining, Lease, LeaseBook, LeaseTer
 pub use self::origin_rate::OriginRate;
 pub use self::picker::{Picker, PieceOrder, Pull};
 pub use self::piece_set::PieceSet;
+pub use self::relay::{Relay, RelayFigures, RelaySource, RelayTerms};
 pub use self::suspicion::{Suspicions, accusers_needed};
 
 /// The size of the pieces of a bundle of `size` bytes that `peers` volunteers copy: about fifty pieces

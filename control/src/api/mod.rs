@@ -4,7 +4,6 @@
 
 mod admin;
 mod balance;
-mod manifest_cache;
 mod operators;
 mod problem;
 mod server;
@@ -45,7 +44,6 @@ use crate::swarm::{SentElsewhere, Swarm};
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 use crate::verify::Verifier;
-use manifest_cache::ManifestCache;
 
 pub use operators::Peer;
 pub use server::{ApiServer, CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
@@ -54,7 +52,6 @@ pub use server::{ApiServer, CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX};
 #[derive(Debug)]
 pub struct Api {
     parts: Parts,
-    manifests: ManifestCache,
     holdings_uploads: Semaphore,
     verifications: Semaphore,
 }
@@ -145,7 +142,6 @@ impl Api {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             parts,
-            manifests: ManifestCache::default(),
             holdings_uploads: Semaphore::new(HOLDINGS_UPLOADS_MAX),
             verifications: Semaphore::new(VERIFICATIONS_MAX),
         })
@@ -156,7 +152,8 @@ impl Api {
         let volunteers = Router::new()
             .route("/v1/join", post(volunteer::join))
             .route("/v1/heartbeat", post(volunteer::heartbeat))
-            .route("/v1/manifest", get(volunteer::manifest))
+            .route("/v1/manifest", get(volunteer::manifest).post(volunteer::offer))
+            .route("/v1/manifest/held", post(volunteer::held))
             .route("/v1/bundles", get(swarm::bundles))
             .route("/v1/bundle/{id}", get(swarm::bundle))
             .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX));

@@ -1,26 +1,30 @@
 //! What volunteers ask: to join, to be heard, to know what to hold.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequest, Query, State};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
 use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply};
+use freshet_api::manifest::{ManifestAsk, ManifestHeld, ManifestOffer};
 use freshet_api::release::{self, ReleaseHeader, VALID_FOR};
 use freshet_api::{Bytes as Amount, SyncToken};
 use freshet_policy::reservation::DeliveryReport;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use roaring::RoaringBitmap;
 use serde::Deserialize;
 
 use super::problem::{Problem, parse};
-use super::{Api, problem};
+use super::{Api, Parts, problem};
+use crate::catalog::Snapshot;
 use crate::clock::epoch_secs;
 use crate::registry::{INTERFACES_MAX, Joining, Node, readings};
 use crate::routing::DeliveryTarget;
+use crate::swarm::{Offered, Wire};
 
 pub(super) async fn join(
     State(api): State<Arc<Api>>,
@@ -79,7 +83,7 @@ pub(super) async fn heartbeat(
     let expires = u32::try_from(now_secs() + SYNC_TOKEN_SECS).unwrap_or(u32::MAX);
     let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);
     Ok(Json(HeartbeatReply {
-        interval_ms: u64::try_from(parts.pace.load().heartbeat.as_millis()).unwrap_or(u64::MAX),
+        interval_ms: u64::try_from(interval(parts).as_millis()).unwrap_or(u64::MAX),
         manifest_sequence: parts.swarm.release().load().sequence,
         front_door: addresses.front_door.clone(),
         origin_sync_url: addresses.sync.clone(),
@@ -89,6 +93,17 @@ pub(super) async fn heartbeat(
         delivery_permille: parts.steward.delivery_permille(node.id),
         hold: parts.steward.planner().order(node.id),
     }))
+}
+
+/// When the next heartbeat is due: soon while a release is being made ready, so that nobody learns late of it, but not so
+/// soon that all volunteers together ask more than a few hundred times a second for that.
+fn interval(parts: &Parts) -> Duration {
+    let usual = parts.pace.load().heartbeat;
+    if !parts.swarm.is_preparing() {
+        return usual;
+    }
+    let volunteers = u32::try_from(parts.registry.nodes().len()).unwrap_or(u32::MAX);
+    usual.min((BRISK_EACH * volunteers).max(BRISK_LEAST))
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,28 +119,84 @@ pub(super) async fn manifest(
 ) -> Result<impl IntoResponse, Problem> {
     authenticate(&api, &headers)?;
     let Query(query) = query?;
+    let state = released(&api)?;
+    let manifests = api.parts.swarm.manifests();
+    let wire = manifests.wire(&state, query.since).await.map_err(|error| failed(&error))?;
+    whole(&api, wire).await
+}
+
+/// Where a volunteer gets a manifest from, or the manifest itself where that is less.
+pub(super) async fn offer(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let node = authenticate(&api, &headers)?;
+    let ask: ManifestAsk = parse(body)?;
+    let state = released(&api)?;
+    if node.ban.is_some() {
+        // Nobody is sent to it, and it is sent to nobody.
+        let manifests = api.parts.swarm.manifests();
+        let wire = manifests.wire(&state, ask.since).await.map_err(|error| failed(&error))?;
+        return Ok(whole(&api, wire).await?.into_response());
+    }
+    match api.parts.swarm.offer_manifest(node.id, ask, &state).await.map_err(|error| failed(&error))? {
+        Offered::Whole(wire) => Ok(whole(&api, wire).await?.into_response()),
+        Offered::At(wire, from) => {
+            let offer = ManifestOffer { manifest: wire.hash, bytes: wire.size, from };
+            Ok(([seal(&api, &wire)?], Json(offer)).into_response())
+        }
+    }
+}
+
+/// A volunteer has a manifest.
+pub(super) async fn held(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, Problem> {
+    let node = authenticate(&api, &headers)?;
+    let ManifestHeld { manifest, serves } = parse(body)?;
+    api.parts.swarm.manifests().held(node.id, &manifest, serves && node.ban.is_none());
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The state that volunteers are told of.
+fn released(api: &Api) -> Result<Arc<Snapshot>, Problem> {
     let released = Arc::clone(&api.parts.swarm.release().load());
-    let Some(state) = &released.state else {
-        return Err(Problem::new(
+    released.state.clone().ok_or_else(|| {
+        Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the repository's present state is being prepared for volunteers; try again in a second",
-        ));
-    };
-    let manifest = api
-        .manifests
-        .since(&api.parts.catalog, state, query.since)
-        .await
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        )
+    })
+}
+
+/// A manifest, sealed.
+async fn whole(api: &Arc<Api>, wire: Wire) -> Result<impl IntoResponse + use<>, Problem> {
+    let seal = seal(api, &wire)?;
+    let manifests = Arc::clone(api.parts.swarm.manifests());
+    let read = tokio::task::spawn_blocking(move || wire.read(&manifests)).await;
+    let bytes = read.map_err(std::io::Error::other).flatten().map_err(|error| failed(&error))?;
+    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Ok(([content_type, seal], bytes))
+}
+
+/// What control says of a manifest, in a header field.
+fn seal(api: &Api, wire: &Wire) -> Result<(HeaderName, HeaderValue), Problem> {
     let signed = ReleaseHeader {
-        sequence: state.sequence(),
-        previous: manifest.base,
-        manifest: manifest.hash,
+        sequence: wire.sequence,
+        previous: wire.base,
+        manifest: wire.hash,
         valid_until: now_secs() + VALID_FOR.as_secs(),
     };
-    let seal = api.parts.releases.seal(&signed);
-    let seal = seal.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let content_type = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
-    Ok(([content_type, (HeaderName::from_static(release::FIELD), seal)], manifest.bytes))
+    let seal = api.parts.releases.seal(&signed).map_err(|error| failed(&error))?;
+    let seal = HeaderValue::try_from(seal).map_err(|error| failed(&error))?;
+    Ok((HeaderName::from_static(release::FIELD), seal))
+}
+
+fn failed(error: &impl std::fmt::Display) -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
 pub(super) async fn holdings(
@@ -205,6 +276,9 @@ pub(super) fn now_secs() -> u64 {
     epoch_secs(std::time::SystemTime::now())
 }
 
+/// Heartbeats while a release is being made ready: 400 a second at most.
+const BRISK_EACH: Duration = Duration::from_micros(2_500);
+const BRISK_LEAST: Duration = Duration::from_millis(100);
 /// A sync token outlasts a control that is away for a while.
 const SYNC_TOKEN_SECS: u64 = 3_600;
 /// Files of one volunteer at most.

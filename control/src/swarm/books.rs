@@ -13,7 +13,9 @@ use freshet_api::swarm::{
 use freshet_api::{Bytes, BytesPerSec, NodeId, SyncKey, SyncToken};
 use freshet_policy::Moment;
 use freshet_policy::draw;
-use freshet_policy::swarm::{Joining, LeaseBook, LeaseTerms, OriginRate, PieceSet, Suspicions};
+use freshet_policy::swarm::{
+    Joining, LeaseBook, LeaseTerms, OriginRate, PieceSet, Suspicions, accusers_needed,
+};
 
 use super::shelf::Kept;
 use crate::registry::Registry;
@@ -63,6 +65,16 @@ pub(super) struct BookFigures {
     pub(super) granted: freshet_policy::swarm::Granted,
     pub(super) spread: u32,
     pub(super) complete: bool,
+}
+
+/// Somebody of whom others say that wrong pieces came from it.
+#[derive(Clone, Debug)]
+pub(super) struct Accused {
+    pub(super) node: NodeId,
+    pub(super) accusers: Vec<NodeId>,
+    pub(super) believed: usize,
+    pub(super) needed: usize,
+    pub(super) avoided: bool,
 }
 
 /// What came of a poll, beside the answer.
@@ -222,6 +234,31 @@ impl Books {
             book.leases.set_reachable(node, session.is_some_and(|session| sync_url(&session).is_some()));
         }
         book.suspected = suspects.into_iter().filter(|node| book.leases.is_member(*node)).collect();
+    }
+
+    /// `by` says that something else than a piece came wrong from `accused`.
+    pub(super) fn accuse(&self, by: NodeId, accused: NodeId, now: Moment) {
+        lock(&self.suspicions).accuse(by, accused, now);
+    }
+
+    /// Who is accused, by whom, and what follows from it.
+    pub(super) fn accused(&self, now: Moment) -> Vec<Accused> {
+        let (mut members, mut avoided) = (0, BTreeSet::new());
+        let books: Vec<Arc<Mutex<Book>>> = lock(&self.books).values().cloned().collect();
+        for book in books {
+            let book = lock(&book);
+            members = members.max(book.heard.len());
+            avoided.extend(book.suspected.iter().copied());
+        }
+        let accused = lock(&self.suspicions).accused(members, now).into_iter();
+        let accused = accused.map(|(node, (accusers, believed))| Accused {
+            node,
+            accusers,
+            believed,
+            needed: accusers_needed(members),
+            avoided: avoided.contains(&node),
+        });
+        accused.collect()
     }
 
     /// `node` is out: banned, removed or lost.
@@ -604,6 +641,11 @@ mod tests {
         assert!(named(1).contains(&8));
         accuse(3, &[8]);
         assert!((1..=7).all(|to| !named(to).contains(&8)));
+        let accused = scene.books.accused(at(3.0));
+        let of = |node| accused.iter().find(|accused| accused.node == NodeId(node)).unwrap();
+        assert_eq!(of(8).accusers, [1, 2, 3, 7].map(NodeId));
+        assert_eq!((of(8).believed, of(8).needed, of(8).avoided), (3, 3, true));
+        assert_eq!((of(1).believed, of(1).avoided), (0, false), "the slanderer accuses too many");
         let leases = scene.poll(1, false, Runs::default(), 9, 3.0).leases;
         assert_eq!(leases.len(), 9, "what only the suspect has leaves the origin again");
         assert_eq!(named(8).len(), 7, "it may still fetch");

@@ -32,6 +32,8 @@ pub(super) struct Bundler {
     /// What must be made again: after the start what was lost, then what could not be read the last time.
     pub(super) damage: Mutex<Damage>,
     pub(super) stopping: AtomicBool,
+    /// Since when a state is being made ready.
+    pub(super) preparing: Mutex<Option<Instant>>,
 }
 
 impl Bundler {
@@ -47,12 +49,18 @@ impl Bundler {
 
     /// Makes and releases what the catalogue has now. Takes as long as it takes to read what is new.
     pub(super) fn catch_up(&self) {
+        self.prepare();
+        *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn prepare(&self) {
         let state = Arc::clone(&self.catalog.load());
         let shown = self.release.load();
         if shown.state.is_some() && shown.sequence == state.sequence() {
             return;
         }
         let begun = Instant::now();
+        *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = Some(begun);
         let damage = std::mem::take(&mut *self.damage.lock().unwrap_or_else(PoisonError::into_inner));
         let before = self.shelf.released();
         let known = before.filter(|_| !damage.everything).map_or(0, |released| released.file_max);

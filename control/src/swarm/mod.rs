@@ -4,6 +4,7 @@
 mod books;
 mod bundler;
 mod content;
+mod manifests;
 mod plan;
 mod recheck;
 mod recipes;
@@ -20,20 +21,23 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use freshet_api::bundle::BundleId;
+use freshet_api::manifest::{ManifestAsk, ManifestError};
 use freshet_api::swarm::{BundleList, BundleRef, SwarmPoll, SwarmReply};
 use freshet_api::{Bytes, BytesPerSec, NodeId};
 use tokio::sync::{Semaphore, watch};
 
 use self::books::Books;
 use self::bundler::Bundler;
-use self::recheck::Recheck;
+use self::manifests::{ManifestRooms, Manifests};
+use self::recheck::{Claim, Recheck};
 use self::recipes::RecipeMaker;
-use crate::catalog::{Catalog, Patterns};
+use crate::catalog::{Catalog, Patterns, Snapshot};
 use crate::clock::{Clock, epoch_secs};
 use crate::registry::Registry;
 use crate::sync_site::SyncCounters;
 use crate::tracker::Tracker;
 
+pub use self::manifests::{Manifests as ManifestDesk, Offered, Wire};
 pub(crate) use self::plan::collection;
 pub use self::release::{Release, Released};
 pub use self::shelf::{Kept, Shelf, Shown};
@@ -46,6 +50,7 @@ pub struct Swarm {
     books: Books,
     registry: Arc<dyn Registry>,
     recheck: Arc<Recheck>,
+    manifests: Arc<Manifests>,
     bundler: Arc<Bundler>,
     catalog: Arc<Catalog>,
     sync_counters: Arc<SyncCounters>,
@@ -106,12 +111,24 @@ impl Swarm {
             recipes: Mutex::new(recipes),
             damage: Mutex::new(damage),
             stopping: AtomicBool::new(false),
+            preparing: Mutex::new(None),
         });
         bundler.resume();
+        let manifests = Manifests::open(
+            &options.state,
+            ManifestRooms {
+                catalog: Arc::clone(&rooms.catalog),
+                registry: Arc::clone(&rooms.registry),
+                tracker: Arc::clone(&rooms.tracker),
+                clock: rooms.clock,
+            },
+        )
+        .with_context(|| format!("cannot keep manifests in {}", options.state.display()))?;
         let recheck = Recheck::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.tracker), rooms.clock)?;
         Ok(Arc::new(Self {
             registry: Arc::clone(&rooms.registry),
             recheck: Arc::new(recheck),
+            manifests: Arc::new(manifests),
             books: Books::new(
                 rooms.registry,
                 rooms.tracker,
@@ -136,7 +153,7 @@ impl Swarm {
     pub async fn run(self: Arc<Self>, banned: impl Fn(NodeId) + Clone + Send + Sync + 'static) {
         let (bundling, keeping, looking) = (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
         let expelled = move |node| {
-            self.books.expel(node);
+            self.expel(node);
             banned(node);
         };
         let looking = async move {
@@ -163,6 +180,37 @@ impl Swarm {
     /// What volunteers are told of.
     pub fn release(&self) -> &Arc<Release> {
         &self.release
+    }
+
+    /// Whether a state is being made ready, and not for long: volunteers will soon be told of it.
+    pub fn is_preparing(&self) -> bool {
+        let since = *self.bundler.preparing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < SOON)
+    }
+
+    /// Manifests on their way to volunteers.
+    pub fn manifests(&self) -> &Arc<ManifestDesk> {
+        &self.manifests
+    }
+
+    /// Says where `node` gets the manifest from, and looks into what it says of the last offer.
+    ///
+    /// # Errors
+    /// When the manifest cannot be made.
+    pub async fn offer_manifest(
+        &self,
+        node: NodeId,
+        ask: ManifestAsk,
+        state: &Arc<Snapshot>,
+    ) -> Result<Offered, ManifestError> {
+        if let Some(failed) = &ask.failed
+            && let Some(claim) = self.manifests.failed(node, failed)
+            && let Some(peer) = failed.peer
+        {
+            self.books.accuse(node, peer, self.clock.now());
+            self.recheck.complain(node, peer, claim);
+        }
+        self.manifests.offer(node, ask.since, state).await
     }
 
     /// The bundles of states that were released, oldest first.
@@ -199,7 +247,9 @@ impl Swarm {
         let now_secs = epoch_secs(std::time::SystemTime::now());
         let polled = self.books.poll(node, &kept, poll, self.clock.now(), now_secs);
         for complaint in polled.complaints {
-            self.recheck.complain(node, complaint.peer, &kept, complaint.piece);
+            if let Some(claim) = Claim::of_piece(&kept, complaint.piece) {
+                self.recheck.complain(node, complaint.peer, claim);
+            }
         }
         polled.reply
     }
@@ -207,6 +257,7 @@ impl Swarm {
     /// `node` was removed or banned: nobody asks it any more, and what it had counts no more.
     pub fn expel(&self, node: NodeId) {
         self.books.expel(node);
+        self.manifests.expel(node);
     }
 
     async fn bundle_states(&self) {
@@ -247,5 +298,7 @@ impl std::fmt::Debug for Swarm {
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// A state that takes longer to make ready takes so long to be copied that nobody minds when volunteers hear of it.
+const SOON: Duration = Duration::from_secs(30);
 /// Bundles read from disk at once at most, each up to some megabytes.
 const READERS_MAX: usize = 8;

@@ -1,14 +1,14 @@
-//! Looks for itself when a volunteer says that another one sent a wrong piece: asks the accused for that piece, as the
-//! volunteer that complained would, and compares.
+//! Looks for itself when a volunteer says that another one sent a wrong piece or manifest: asks the accused for it, as
+//! the volunteer that complained would, and compares.
 //!
 //! Only what control itself was sent is proof. No answer, a refusal or too few bytes prove nothing, and nothing
 //! happens to anybody for it.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use freshet_api::bundle::BundleId;
 use freshet_api::{ContentHash, NodeId, SyncKey, SyncToken, pin};
 use freshet_policy::trust::{Complaints, Evidence, Subject};
 use http::{StatusCode, header};
@@ -29,18 +29,45 @@ pub(super) struct Recheck {
     http: reqwest::Client,
     complaints: Mutex<Complaints>,
     /// What is being looked into, so that forty who complain about the same cost one look.
-    open: Mutex<HashSet<(NodeId, BundleId, u32)>>,
+    open: Mutex<HashSet<(NodeId, Claim)>>,
     queue: mpsc::Sender<Case>,
     waiting: Mutex<Option<mpsc::Receiver<Case>>>,
 }
 
-/// Somebody says that a piece came wrong.
+/// Somebody says that something came wrong.
 #[derive(Clone, Debug)]
 struct Case {
     by: NodeId,
     accused: NodeId,
-    kept: Arc<Kept>,
-    piece: u32,
+    claim: Claim,
+}
+
+/// What is said to have come wrong: so many bytes of a content, as a sync port gives them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Claim {
+    /// `blob` or `manifest`.
+    kind: &'static str,
+    content: ContentHash,
+    size: u64,
+    range: Range<u64>,
+    /// Of those bytes.
+    expected: ContentHash,
+}
+
+impl Claim {
+    /// A piece of a bundle; `None` when it has no such piece.
+    pub(super) fn of_piece(kept: &Kept, piece: u32) -> Option<Self> {
+        let place = kept.bundle.place(&kept.spans, piece)?;
+        let object = &kept.bundle.objects[place.object];
+        let expected = *kept.bundle.pieces.get(piece as usize)?;
+        let (content, size) = (object.content, object.size);
+        Some(Self { kind: "blob", content, size, range: place.range, expected })
+    }
+
+    /// A whole manifest.
+    pub(super) fn of_manifest(content: ContentHash, size: u64) -> Self {
+        Self { kind: "manifest", content, size, range: 0..size, expected: content }
+    }
 }
 
 /// What a look gave.
@@ -84,14 +111,14 @@ impl Recheck {
     }
 
     /// Takes a complaint, if it is worth a look and there is room.
-    pub(super) fn complain(&self, by: NodeId, accused: NodeId, kept: &Arc<Kept>, piece: u32) {
+    pub(super) fn complain(&self, by: NodeId, accused: NodeId, claim: Claim) {
         let heard = lock(&self.complaints).are_heard(by, accused, self.clock.now());
         let banned = self.registry.nodes().by_id(accused).is_none_or(|node| node.ban.is_some());
-        if !heard || banned || !lock(&self.open).insert((accused, kept.id, piece)) {
+        if !heard || banned || !lock(&self.open).insert((accused, claim.clone())) {
             return;
         }
-        if self.queue.try_send(Case { by, accused, kept: Arc::clone(kept), piece }).is_err() {
-            lock(&self.open).remove(&(accused, kept.id, piece));
+        if let Err(unsent) = self.queue.try_send(Case { by, accused, claim }) {
+            lock(&self.open).remove(&(accused, unsent.into_inner().claim));
         }
     }
 
@@ -110,21 +137,21 @@ impl Recheck {
             let (this, banned) = (Arc::clone(&self), banned.clone());
             looks.spawn(async move {
                 this.judge(&case, banned).await;
-                lock(&this.open).remove(&(case.accused, case.kept.id, case.piece));
+                lock(&this.open).remove(&(case.accused, case.claim));
                 drop(permit);
             });
         }
     }
 
     async fn judge(&self, case: &Case, banned: impl Fn(NodeId)) {
-        let Case { by, accused, piece, .. } = case;
+        let Case { by, accused, claim: Claim { content, .. } } = case;
         match self.look(case).await {
             Finding::Right => {
-                tracing::info!(%by, %accused, piece, "a complaint about a piece was refuted: it is right");
+                tracing::info!(%by, %accused, %content, "a complaint was refuted: what it is about is right");
                 lock(&self.complaints).refuted(*by, *accused, self.clock.now());
             }
             Finding::Nothing(why) => {
-                tracing::debug!(%by, %accused, piece, why, "a complaint about a piece could not be looked into");
+                tracing::debug!(%by, %accused, %content, why, "a complaint could not be looked into");
             }
             Finding::Wrong(evidence) => {
                 let ban = Ban { since: epoch_secs(std::time::SystemTime::now()), evidence };
@@ -141,25 +168,23 @@ impl Recheck {
     }
 
     async fn look(&self, case: &Case) -> Finding {
+        let Claim { content, range, expected, .. } = &case.claim;
         match self.fetch(case).await {
-            Ok((content, offset, bytes)) => {
-                let (received, expected) =
-                    (ContentHash::from(blake3::hash(&bytes)), case.kept.bundle.pieces[case.piece as usize]);
-                if received == expected {
-                    return Finding::Right;
-                }
-                let length = bytes.len() as u64;
-                Finding::Wrong(Evidence { of: Subject::Object(content), offset, length, expected, received })
-            }
+            Ok(received) if received == *expected => Finding::Right,
+            Ok(received) => Finding::Wrong(Evidence {
+                of: Subject::Object(*content),
+                offset: range.start,
+                length: range.end - range.start,
+                expected: *expected,
+                received,
+            }),
             Err(why) => Finding::Nothing(why),
         }
     }
 
-    /// The accused's answer: of which content, from where, and the bytes, as many as were asked for.
-    async fn fetch(&self, case: &Case) -> Result<(ContentHash, u64, Vec<u8>), String> {
-        let bundle = &case.kept.bundle;
-        let place = bundle.place(&case.kept.spans, case.piece).ok_or("there is no such piece")?;
-        let content = bundle.objects[place.object].content;
+    /// The hash of the accused's answer, which had as many bytes as were asked for.
+    async fn fetch(&self, case: &Case) -> Result<ContentHash, String> {
+        let Claim { kind, content, size, range, .. } = &case.claim;
         let session = self.tracker.session(case.accused, self.clock.now()).ok_or("it is not there")?;
         let url = sync_url(&session).ok_or("it has no sync port")?;
         let nodes = self.registry.nodes();
@@ -167,29 +192,28 @@ impl Recheck {
         let key = SyncKey::of_volunteer(&membership.ok_or("it is no volunteer any more")?.ticket_key);
         let expires = epoch_secs(std::time::SystemTime::now()) + TOKEN_SECS;
         let token = SyncToken { node: case.by, expires: u32::try_from(expires).unwrap_or(u32::MAX) };
-        let request = self
-            .http
-            .get(format!("{url}/blob/{content}"))
-            .bearer_auth(token.seal(&key))
-            .header(header::RANGE, format!("bytes={}-{}", place.range.start, place.range.end - 1));
+        let mut request = self.http.get(format!("{url}/{kind}/{content}")).bearer_auth(token.seal(&key));
+        let whole = *range == (0..*size);
+        if !whole || *kind == "blob" {
+            request = request.header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
         let mut answer = request.send().await.map_err(|error| error.to_string())?;
-        let whole = place.range == (0..bundle.objects[place.object].size);
         if answer.status() != StatusCode::PARTIAL_CONTENT && !(whole && answer.status() == StatusCode::OK) {
             return Err(format!("it answered {}", answer.status()));
         }
-        let length =
-            usize::try_from(place.range.end - place.range.start).map_err(|error| error.to_string())?;
-        let mut bytes = Vec::with_capacity(length);
+        let length = range.end - range.start;
+        let (mut hasher, mut came) = (blake3::Hasher::new(), 0);
         while let Some(chunk) = answer.chunk().await.map_err(|error| error.to_string())? {
-            if bytes.len() + chunk.len() > length {
+            came += chunk.len() as u64;
+            if came > length {
                 return Err(format!("it sent more than {length} bytes"));
             }
-            bytes.extend_from_slice(&chunk);
+            hasher.update(&chunk);
         }
-        if bytes.len() < length {
-            return Err(format!("it sent {} of {length} bytes", bytes.len()));
+        if came < length {
+            return Err(format!("it sent {came} of {length} bytes"));
         }
-        Ok((content, place.range.start, bytes))
+        Ok(ContentHash::from(hasher.finalize()))
     }
 }
 

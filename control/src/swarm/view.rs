@@ -1,6 +1,7 @@
 //! The swarm as operators see it. Reads, changes nothing.
 
-use freshet_api::admin::{BannedView, BundleMember, BundleView, SwarmSummary, SwarmView};
+use freshet_api::NodeId;
+use freshet_api::admin::{BannedView, BundleMember, BundleView, SuspectView, SwarmSummary, SwarmView};
 
 use super::Swarm;
 use super::shelf::Kept;
@@ -39,7 +40,29 @@ impl Swarm {
             origin_copies_max: self.books.origin_copies(),
             bundles: bundles.collect(),
             banned: banned.collect(),
+            suspects: self.suspects(),
+            manifests: self.manifests.view(),
         }
+    }
+
+    /// Who is accused and was caught at nothing, those first whom nobody is sent to.
+    fn suspects(&self) -> Vec<SuspectView> {
+        let nodes = self.registry.nodes();
+        let name = |id: NodeId| nodes.by_id(id).map_or_else(|| id.to_string(), |node| node.name.to_string());
+        let accused = self.books.accused(self.clock.now()).into_iter();
+        let mut suspects: Vec<SuspectView> = accused
+            .filter(|accused| nodes.by_id(accused.node).is_some_and(|node| node.ban.is_none()))
+            .map(|accused| SuspectView {
+                node: accused.node,
+                name: name(accused.node),
+                accusers: accused.accusers.into_iter().map(name).collect(),
+                believed: accused.believed as u64,
+                needed: accused.needed as u64,
+                avoided: accused.avoided,
+            })
+            .collect();
+        suspects.sort_by_key(|suspect| (!suspect.avoided, std::cmp::Reverse(suspect.believed)));
+        suspects
     }
 
     fn bundle_view(&self, kept: &Kept, figures: Option<&BookFigures>) -> BundleView {

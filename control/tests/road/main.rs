@@ -8,6 +8,7 @@ mod downloads;
 mod enrolment;
 mod lasting;
 mod liars;
+mod manifests;
 mod operators;
 mod program;
 mod seat;

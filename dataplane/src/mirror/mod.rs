@@ -83,6 +83,7 @@ pub struct Mirror {
     /// Contents that a reader found wrong, or that a start could not trust.
     suspects: Mutex<Suspects>,
     suspected: tokio::sync::Notify,
+    completed: tokio::sync::Notify,
     selection: RwLock<Selection>,
     /// What was accepted so far was selected otherwise.
     reselect: AtomicBool,
@@ -149,6 +150,7 @@ impl Mirror {
             writer: Mutex::new(writer),
             suspects: Mutex::default(),
             suspected: tokio::sync::Notify::new(),
+            completed: tokio::sync::Notify::new(),
             selection: RwLock::new(options.selection),
             reselect,
             selection_path,
@@ -283,6 +285,11 @@ impl Mirror {
     /// The disk's; [`MirrorError::Busy`] when it is being received already.
     pub fn receive(&self, want: &Want) -> Result<Incoming, MirrorError> {
         Incoming::open(&self.store, want)
+    }
+
+    /// Waits until another state is complete than when this was asked last.
+    pub async fn completed(&self) {
+        self.completed.notified().await;
     }
 
     /// Waits until some content is suspected.

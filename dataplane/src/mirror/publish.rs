@@ -130,9 +130,13 @@ impl Mirror {
         }
         self.remove_surplus(&mut writer)?;
         self.store.sync_all()?;
+        let news = writer.state.complete != writer.state.target;
         writer.state.set_complete();
         writer.state.recount();
         self.settle(&mut writer)?;
+        if news {
+            self.completed.notify_one();
+        }
         Ok(Finished::Complete)
     }
 

@@ -141,7 +141,11 @@ impl Fetcher {
     }
 }
 
-fn request(from: &Address, path: &str, range: Option<(u64, u64)>) -> Result<Request<Bytes>, PieceError> {
+pub(super) fn request(
+    from: &Address,
+    path: &str,
+    range: Option<(u64, u64)>,
+) -> Result<Request<Bytes>, PieceError> {
     let url = format!("{}{path}", from.url.trim_end_matches('/'));
     let mut request = Request::get(&url).header(AUTHORIZATION, format!("Bearer {}", from.token));
     if let Some((first, last)) = range {
@@ -153,7 +157,7 @@ fn request(from: &Address, path: &str, range: Option<(u64, u64)>) -> Result<Requ
     })
 }
 
-fn refusal(status: StatusCode, headers: &HeaderMap) -> PieceError {
+pub(super) fn refusal(status: StatusCode, headers: &HeaderMap) -> PieceError {
     match status.as_u16() {
         401 | 403 => PieceError::Denied { status },
         404 | 410 | 416 => PieceError::Lacking,

@@ -8,6 +8,8 @@ mod client;
 mod fetch;
 mod harvest;
 mod layout;
+mod manifest_shelf;
+mod manifests;
 mod meter;
 mod peers;
 mod port;
@@ -28,6 +30,7 @@ use freshet_api::BytesPerSec;
 use tokio::sync::watch;
 
 pub(crate) use client::{Client, Event};
+pub use manifests::{ManifestAnswer, ManifestDesk, RelayedManifests, SignedManifest};
 pub use meter::Meter;
 pub use port::{PeerPort, PortError};
 pub use shelf::Shelves;

@@ -11,11 +11,15 @@ use freshet_api::bundle::BundleId;
 use freshet_policy::swarm::PieceSet;
 
 use super::layout::Layout;
+use super::manifest_shelf::ManifestShelf;
 use super::store::to_bits;
 
 /// All bundles of this volunteer. Cheap to clone; the copies are the same shelves.
 #[derive(Clone, Default)]
-pub struct Shelves(Arc<ArcSwap<HashMap<BundleId, Arc<Shelf>>>>);
+pub struct Shelves {
+    bundles: Arc<ArcSwap<HashMap<BundleId, Arc<Shelf>>>>,
+    manifests: ManifestShelf,
+}
 
 /// One bundle: which of its pieces are verified and durable.
 pub(crate) struct Shelf {
@@ -35,10 +39,15 @@ pub(crate) struct Shelved {
 }
 
 impl Shelves {
+    /// Manifests for peers.
+    pub(crate) fn manifests(&self) -> &ManifestShelf {
+        &self.manifests
+    }
+
     /// Opens one for a bundle.
     pub(crate) fn open(&self, layout: Arc<Layout>) -> Arc<Shelf> {
         let shelf = Arc::new(Shelf::new(&PieceSet::new(layout.pieces()), layout, false));
-        self.0.rcu(|shelves| {
+        self.bundles.rcu(|shelves| {
             let mut shelves = HashMap::clone(shelves);
             shelves.insert(shelf.layout.id, Arc::clone(&shelf));
             shelves
@@ -48,7 +57,7 @@ impl Shelves {
 
     /// Closes it: nothing of it is served from its directory any more.
     pub(crate) fn close(&self, bundle: BundleId) {
-        self.0.rcu(|shelves| {
+        self.bundles.rcu(|shelves| {
             let mut shelves = HashMap::clone(shelves);
             shelves.remove(&bundle);
             shelves
@@ -58,7 +67,7 @@ impl Shelves {
     /// Offers what is left of bundles that are not copied here any more: pieces of contents that are held whole, for
     /// those who come late. Replaces what was offered so before.
     pub(crate) fn offer(&self, over: &[(Arc<Layout>, PieceSet)]) {
-        self.0.rcu(|shelves| {
+        self.bundles.rcu(|shelves| {
             let mut shelves = HashMap::clone(shelves);
             shelves.retain(|_, shelf| !shelf.over);
             for (layout, pieces) in over.iter().filter(|(_, pieces)| !pieces.is_empty()) {
@@ -71,12 +80,12 @@ impl Shelves {
 
     /// The pieces of a bundle that are here, one bit each; `None` when it is not being copied.
     pub(crate) fn bits(&self, bundle: &BundleId) -> Option<Bytes> {
-        self.0.load().get(bundle).map(|shelf| Bytes::clone(&shelf.bits.load()))
+        self.bundles.load().get(bundle).map(|shelf| Bytes::clone(&shelf.bits.load()))
     }
 
     /// An object by its name.
     pub(crate) fn find(&self, content: &ContentHash) -> Option<Shelved> {
-        self.0.load().iter().find_map(|(&bundle, shelf)| {
+        self.bundles.load().iter().find_map(|(&bundle, shelf)| {
             let object = shelf.layout.object(content)?;
             let bits = shelf.bits.load();
             let has = |piece: u32| has(&bits, piece);
@@ -94,7 +103,7 @@ impl Shelves {
         if found.whole {
             return true;
         }
-        let shelves = self.0.load();
+        let shelves = self.bundles.load();
         let Some(shelf) = shelves.get(&found.bundle) else { return false };
         let bits = shelf.bits.load();
         !range.is_empty() && shelf.layout.covering(found.object, range).all(|piece| has(&bits, piece))

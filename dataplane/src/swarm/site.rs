@@ -1,4 +1,4 @@
-//! The sync port: pieces and contents for peers that control sent here with a token.
+//! The sync port: pieces, contents and manifests for peers that control sent here with a token.
 //!
 //! Answered from memory. Of an object that is not whole only what is verified and durable is sent, and whoever asks
 //! for more is told so; nothing is ever taken in.
@@ -18,13 +18,14 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, HeaderMap, HeaderValue, IF_RANG
 use super::shelf::Shelves;
 use crate::mirror::{Held, Mirror};
 
-/// `GET /have/<bundle>` and `GET /blob/<hash>` with `Authorization: Bearer <sync token>`.
+/// `GET /have/<bundle>`, `GET /blob/<hash>` and `GET /manifest/<hash>` with `Authorization: Bearer <sync token>`.
 pub struct PeerSite {
     key: SyncKey,
     mirror: Arc<Mirror>,
     shelves: Shelves,
     blobs: Arc<Root>,
     pieces: Arc<Root>,
+    manifests: Arc<Root>,
 }
 
 impl PeerSite {
@@ -35,7 +36,10 @@ impl PeerSite {
     pub fn open(key: SyncKey, mirror: Arc<Mirror>, shelves: Shelves) -> std::io::Result<Self> {
         let blobs = Root::open(mirror.blobs_directory())?;
         let pieces = Root::open_filling(mirror.swarm_directory())?;
-        Ok(Self { key, mirror, shelves, blobs, pieces })
+        let directory = mirror.swarm_directory().with_file_name(MANIFESTS);
+        shelves.manifests().open(&directory)?;
+        let manifests = Root::open(&directory)?;
+        Ok(Self { key, mirror, shelves, blobs, pieces, manifests })
     }
 
     fn authorised(&self, request: &Request<'_>) -> Result<(), Refusal> {
@@ -84,17 +88,19 @@ impl PeerSite {
                 );
             }
         }
-        Answer::File(FileAnswer {
-            root: Arc::clone(&self.pieces),
-            path: Bytes::from(format!("{}/{content}", found.bundle)),
-            expected_size: Some(found.size),
-            expected_mtime: None,
-            expected_mtime_nanos: None,
-            etag: etag(&content),
-            last_modified: Some(SystemTime::UNIX_EPOCH),
-            content_type: Some(HeaderValue::from_static(OCTETS)),
-            headers: Vec::new(),
-        })
+        let path = Bytes::from(format!("{}/{content}", found.bundle));
+        lasting(&self.pieces, path, &content, found.size)
+    }
+
+    fn manifest(&self, hash: &str) -> Answer {
+        let manifest = hash.parse::<ContentHash>().ok();
+        let found = manifest.and_then(|manifest| Some((manifest, self.shelves.manifests().size(&manifest)?)));
+        match found {
+            Some((manifest, size)) => {
+                lasting(&self.manifests, Bytes::copy_from_slice(hash.as_bytes()), &manifest, size)
+            }
+            None => not_here("this manifest is not here (any more); control knows who has it\n"),
+        }
     }
 
     fn whole(&self, held: &Held) -> Answer {
@@ -120,10 +126,12 @@ impl Site for PeerSite {
             return Answer::Refusal(refusal);
         }
         let path = std::str::from_utf8(request.path).unwrap_or_default();
-        match (path.strip_prefix("/have/"), path.strip_prefix("/blob/")) {
-            (Some(bundle), _) => self.have(bundle),
-            (_, Some(hash)) => self.blob(request, hash),
-            _ => not_here("expected /have/<bundle> or /blob/<hash>\n"),
+        let named = |prefix| path.strip_prefix(prefix);
+        match (named("/have/"), named("/blob/"), named("/manifest/")) {
+            (Some(bundle), _, _) => self.have(bundle),
+            (_, Some(hash), _) => self.blob(request, hash),
+            (_, _, Some(hash)) => self.manifest(hash),
+            _ => not_here("expected /have/<bundle>, /blob/<hash> or /manifest/<hash>\n"),
         }
     }
 
@@ -188,6 +196,21 @@ fn sole_range(headers: &HeaderMap, size: u64) -> Option<Range<u64>> {
     (first <= last && last < size).then(|| first..last + 1)
 }
 
+/// A file that never changes under its name.
+fn lasting(root: &Arc<Root>, path: Bytes, content: &ContentHash, size: u64) -> Answer {
+    Answer::File(FileAnswer {
+        root: Arc::clone(root),
+        path,
+        expected_size: Some(size),
+        expected_mtime: None,
+        expected_mtime_nanos: None,
+        etag: etag(content),
+        last_modified: Some(SystemTime::UNIX_EPOCH),
+        content_type: Some(HeaderValue::from_static(OCTETS)),
+        headers: Vec::new(),
+    })
+}
+
 fn etag(content: &ContentHash) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{content}\"")).ok()
 }
@@ -196,6 +219,8 @@ fn not_here(text: &'static str) -> Answer {
     Answer::Refusal(Refusal::new(StatusCode::NOT_FOUND, text))
 }
 
+/// The directory of manifests, beside that of pieces.
+const MANIFESTS: &str = "manifests";
 const OCTETS: &str = "application/octet-stream";
 
 #[cfg(test)]

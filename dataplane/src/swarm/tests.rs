@@ -2,6 +2,7 @@
 
 mod field;
 mod harm;
+mod manifests;
 mod recipes;
 mod resume;
 

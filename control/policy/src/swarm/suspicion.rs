@@ -49,16 +49,26 @@ impl Suspicions {
     /// Those whom at least three members, and at least a quarter of all, accuse who accuse at most a third of all
     /// (or two).
     pub fn suspects(&self, members: usize, now: Moment) -> BTreeSet<NodeId> {
-        let (needed, allowed) = (accusers_needed(members), ACCUSED_FEW.max(members / ACCUSED_PART));
-        let mut accusers: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for accusations in self.by.values() {
+        let needed = accusers_needed(members);
+        let accused = self.accused(members, now).into_iter();
+        accused.filter(|(_, (_, believed))| *believed >= needed).map(|(accused, _)| accused).collect()
+    }
+
+    /// Everybody who is accused, by whom, and by how many of those who are believed in a swarm of `members`.
+    pub fn accused(&self, members: usize, now: Moment) -> BTreeMap<NodeId, (Vec<NodeId>, usize)> {
+        let allowed = accusations_allowed(members);
+        let mut found: BTreeMap<NodeId, (Vec<NodeId>, usize)> = BTreeMap::new();
+        for (&by, accusations) in &self.by {
             let recent = accusations.iter().filter(|(_, at)| now.since(**at) < REMEMBERED_FOR);
             let accused: Vec<NodeId> = recent.map(|(&accused, _)| accused).collect();
-            if accused.len() <= allowed {
-                accused.into_iter().for_each(|accused| *accusers.entry(accused).or_default() += 1);
+            let believed = usize::from(accused.len() <= allowed);
+            for accused in accused {
+                let (accusers, count) = found.entry(accused).or_default();
+                accusers.push(by);
+                *count += believed;
             }
         }
-        accusers.into_iter().filter(|(_, count)| *count >= needed).map(|(accused, _)| accused).collect()
+        found
     }
 
     /// Whether nobody accuses anybody.
@@ -70,6 +80,11 @@ impl Suspicions {
 /// How many must say the same in a swarm of `members` to be believed: as few cannot harm anybody who work together.
 pub fn accusers_needed(members: usize) -> usize {
     ACCUSERS_MIN.max(members.div_ceil(ACCUSERS_PART))
+}
+
+/// How many anybody may accuse in a swarm of `members` and is believed.
+fn accusations_allowed(members: usize) -> usize {
+    ACCUSED_FEW.max(members / ACCUSED_PART)
 }
 
 const ACCUSERS_MIN: usize = 3;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use freshet_api::admin::{NodeAdded, NodeState, NodeView, StatusView, SwarmView, WhereView};
+use freshet_api::admin::{NodeAdded, NodeState, NodeView, StatusView, SuspectView, SwarmView, WhereView};
 use freshet_api::heartbeat::{BudgetReport, SyncProgress, Transfer};
 use freshet_api::traffic::{CounterSource, InOut};
 use freshet_api::units::Bytes;
@@ -325,8 +325,37 @@ pub(crate) fn swarm(out: &mut impl Write, swarm: &SwarmView) -> Outcome {
     if members.row_count() > 0 {
         writeln!(out, "\n{}", members.trim_fmt())?;
     }
+    let mut manifests =
+        table(&["manifest to", "since", "size", "from the origin", "from volunteers", "failed", "have it"]);
+    right(&mut manifests, &[0, 1, 2, 3, 4, 5, 6]);
+    for manifest in &swarm.manifests {
+        manifests.add_row([
+            manifest.sequence.to_string(),
+            manifest.since.map_or_else(|| "nothing".to_owned(), |since| since.to_string()),
+            Bytes(manifest.bytes).to_string(),
+            manifest.from_origin.to_string(),
+            manifest.from_peers.to_string(),
+            manifest.failed.to_string(),
+            manifest.holders.to_string(),
+        ]);
+    }
+    if manifests.row_count() > 0 {
+        writeln!(out, "\n{}", manifests.trim_fmt())?;
+    }
     for banned in &swarm.banned {
         writeln!(out, "volunteer {} ({}) is {}", banned.name, banned.node, banned.why)?;
+    }
+    for suspect in &swarm.suspects {
+        let SuspectView { name, node, believed, needed, .. } = suspect;
+        let what = if suspect.avoided { "nobody is sent there for now" } else { "too few to be believed" };
+        let by: Vec<&str> = suspect.accusers.iter().map(String::as_str).take(ACCUSERS_SHOWN).collect();
+        let more = suspect.accusers.len() - by.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        writeln!(
+            out,
+            "volunteer {name} ({node}) is accused of wrong pieces by {}{more}: {believed} of {needed} that it takes; {what}",
+            by.join(", ")
+        )?;
     }
     Ok(())
 }
@@ -383,6 +412,8 @@ pub(crate) fn moment(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
 }
 
+/// Names of accusers in a line at most.
+const ACCUSERS_SHOWN: usize = 8;
 /// As many as tell bundles apart.
 const ID_CHARS_SHOWN: usize = 12;
 

@@ -290,8 +290,8 @@ mod tests {
     #[test]
     fn every_field_that_programs_read_stands_in_the_handbook() {
         use freshet_api::admin::{
-            BundleMember, BundleView, Considered, ExplainView, Holder, NodeState, PublishView, SwarmView,
-            WhereView,
+            BundleMember, BundleView, Considered, ExplainView, Holder, ManifestView, NodeState, PublishView,
+            SuspectView, SwarmView, WhereView,
         };
         use freshet_api::operator::{EventKind, FileLine, Role};
         let handbook = include_str!("../../../handbook/json.md");
@@ -312,7 +312,28 @@ mod tests {
         let values = [
             serde_json::to_value(&node).unwrap(),
             serde_json::to_value(&status).unwrap(),
-            serde_json::to_value(SwarmView { bundles: vec![bundle], ..SwarmView::default() }).unwrap(),
+            serde_json::to_value(SwarmView {
+                bundles: vec![bundle],
+                suspects: vec![SuspectView {
+                    node: id,
+                    name: String::new(),
+                    accusers: Vec::new(),
+                    believed: 1,
+                    needed: 3,
+                    avoided: false,
+                }],
+                manifests: vec![ManifestView {
+                    sequence: 1,
+                    since: None,
+                    bytes: 1,
+                    from_origin: 1,
+                    from_peers: 1,
+                    failed: 1,
+                    holders: 1,
+                }],
+                ..SwarmView::default()
+            })
+            .unwrap(),
             serde_json::to_value(Ledger::of(std::slice::from_ref(&node), &status)).unwrap(),
             serde_json::to_value(WhereView {
                 path: path.clone(),

@@ -172,6 +172,11 @@ impl Field {
         id
     }
 
+    /// Serves this at the origin's port, as a content and as a manifest.
+    pub(super) fn serve(&self, content: &[u8]) {
+        self.shared().contents.insert(hash(content).to_hex(), content.to_vec());
+    }
+
     pub(super) fn origin_bytes(&self) -> u64 {
         self.shared().origin_bytes
     }
@@ -220,7 +225,9 @@ impl Field {
         if field(AUTHORIZATION) != Some("Bearer t") {
             return status(StatusCode::UNAUTHORIZED);
         }
-        let name = request.uri().path().strip_prefix("/blob/").unwrap_or_default().to_owned();
+        let path = request.uri().path();
+        let name =
+            path.strip_prefix("/blob/").or(path.strip_prefix("/manifest/")).unwrap_or_default().to_owned();
         shared.requests.push((name.clone(), field(RANGE).map(str::to_owned)));
         let Some(content) = shared.contents.get(&name).cloned() else { return status(StatusCode::NOT_FOUND) };
         let response = answer_range(&content, field(RANGE), wrong);
