@@ -1,13 +1,16 @@
 //! The owner's hard limit: a queue in the kernel (HTB) that keeps the donated rate whatever this process does.
 //!
 //! Classifiers name each packet's class by its priority; what is not ours has no class there and passes first and
-//! unlimited. A queue that somebody set up is never touched unless the owner says so, and ours goes when this ends.
+//! unlimited. A queue that somebody set up is never touched unless the owner says so, and ours goes when this ends. An
+//! interface that appears or comes back later gets its queue then.
 
 use std::io;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 
 use freshet_api::BytesPerSec;
+use freshet_ebpf::changes::{Changes, Event, PAUSE, RETRY, Waker};
+use freshet_ebpf::{ChosenInterfaces, InterfaceChoice, ReadError};
 use netlink_packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
@@ -23,6 +26,7 @@ use netlink_sys::{Socket, SocketAddr};
 #[derive(Debug)]
 pub struct HardLimit {
     orders: Option<Sender<BytesPerSec>>,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -30,34 +34,35 @@ pub struct HardLimit {
 pub type Interface = (u32, String);
 
 impl HardLimit {
-    /// Sets up queues that let `rate` of ours through; `replace` also in place of one that somebody set up.
+    /// Sets up queues that let `rate` of ours through on the interfaces of this choice, also on those that come later;
+    /// `replace` also in place of one that somebody set up.
     ///
     /// # Errors
     /// [`QueueError`]; then no interface was changed, or it was put back.
-    pub fn start(interfaces: Vec<Interface>, rate: BytesPerSec, replace: bool) -> Result<Self, QueueError> {
-        for (_, interface) in &interfaces {
-            tracing::info!(interface, %rate, "the kernel's queue keeps the donated rate");
-        }
+    pub fn start(choice: InterfaceChoice, rate: BytesPerSec, replace: bool) -> Result<Self, QueueError> {
+        let waker = Waker::new().map_err(QueueError::Watch)?;
         let (ready, first) = mpsc::sync_channel(1);
         let (orders, ordered) = mpsc::channel();
+        let of_thread = waker.clone();
         let spawned = thread::Builder::new().name("queue".into()).spawn(move || {
-            let mut queues = Queues { set_up: Vec::new() };
-            let begun = interfaces.into_iter().try_for_each(|at| queues.set_up(at, rate, replace));
-            let going_on = begun.is_ok();
-            // Who asked waits for this, so it is there.
-            let _ = ready.send(begun);
-            while going_on && let Ok(rate) = ordered.recv() {
-                queues.change(rate);
+            let mut queues = Queues::new(choice, rate, replace);
+            let begun = Changes::watch(&of_thread).map_err(QueueError::Watch);
+            let begun = begun.and_then(|changes| queues.follow().map(|()| changes));
+            match begun {
+                Ok(changes) => {
+                    // Who asked waits for this, so it is there.
+                    let _ = ready.send(Ok(()));
+                    queues.keep(&changes, &ordered);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
             }
         });
-        let thread = spawned.map_err(|error| QueueError::Kernel { interface: String::new(), error })?;
-        let limit = Self { orders: Some(orders), thread: Some(thread) };
+        let limit = Self { orders: Some(orders), waker, thread: Some(spawned.map_err(QueueError::Watch)?) };
         match first.recv() {
             Ok(begun) => begun.map(|()| limit),
-            Err(_) => Err(QueueError::Kernel {
-                interface: String::new(),
-                error: io::Error::other("the queue's thread ended at once"),
-            }),
+            Err(_) => Err(QueueError::Watch(io::Error::other("the queue's thread ended at once"))),
         }
     }
 
@@ -66,12 +71,14 @@ impl HardLimit {
         if self.orders.as_ref().is_some_and(|orders| orders.send(rate).is_err()) {
             tracing::error!("the queue's thread is gone; the hard limit stays as it is");
         }
+        self.waker.wake();
     }
 }
 
 impl Drop for HardLimit {
     fn drop(&mut self) {
         self.orders = None;
+        self.waker.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the queue's thread panicked; `dataplane cleanup` removes what it left");
         }
@@ -119,14 +126,79 @@ pub enum QueueError {
         /// What it said.
         error: io::Error,
     },
+    /// The interfaces could not be listed.
+    #[error(transparent)]
+    Interfaces(#[from] ReadError),
+    /// Interfaces can't be watched, or the thread for it can't be started.
+    #[error("can't watch the interfaces for their queues: {0}")]
+    Watch(io::Error),
 }
 
 struct Queues {
+    interfaces: ChosenInterfaces,
+    rate: BytesPerSec,
+    replace: bool,
+    /// Those that have our queue.
     set_up: Vec<Interface>,
+    /// Those that keep somebody's; each is told of once.
+    left_alone: Vec<Interface>,
 }
 
 impl Queues {
-    fn set_up(&mut self, at: Interface, rate: BytesPerSec, replace: bool) -> Result<(), QueueError> {
+    fn new(choice: InterfaceChoice, rate: BytesPerSec, replace: bool) -> Self {
+        let interfaces = ChosenInterfaces::new(choice);
+        Self { interfaces, rate, replace, set_up: Vec::new(), left_alone: Vec::new() }
+    }
+
+    /// Until nobody gives orders any more.
+    fn keep(&mut self, changes: &Changes, ordered: &Receiver<BytesPerSec>) {
+        let mut retry = None;
+        loop {
+            match changes.wait(retry) {
+                Ok(Event::Woken) => loop {
+                    match ordered.try_recv() {
+                        Ok(rate) => self.change(rate),
+                        Err(TryRecvError::Empty) => break,
+                        Err(TryRecvError::Disconnected) => return,
+                    }
+                },
+                Ok(Event::Changed) => {
+                    retry = match self.follow() {
+                        Ok(()) => None,
+                        Err(error) => {
+                            tracing::error!(%error, "the donated rate is not kept by a queue there");
+                            (!matches!(error, QueueError::Taken { .. })).then_some(RETRY)
+                        }
+                    };
+                    thread::sleep(PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "interfaces are not watched any more; one that comes back has no queue");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives every interface of the choice its queue. Returns the first thing that failed; the rest is done.
+    fn follow(&mut self) -> Result<(), QueueError> {
+        let present = self.interfaces.present()?;
+        // With its interface, a queue is gone too.
+        self.set_up.retain(|had| present.contains(had));
+        self.left_alone.retain(|had| present.contains(had));
+        let mut failed = None;
+        for at in present {
+            if !self.set_up.contains(&at)
+                && !self.left_alone.contains(&at)
+                && let Err(error) = self.set_up(at)
+            {
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn set_up(&mut self, at: Interface) -> Result<(), QueueError> {
         let (index, name) = at;
         let failed = |error| QueueError::Kernel { interface: name.clone(), error };
         let mut netlink = Netlink::open().map_err(failed)?;
@@ -134,7 +206,8 @@ impl Queues {
             // What an earlier run left.
             Some(root) if root.is_ours() => netlink.remove(index).map_err(failed)?,
             Some(root) if root.is_somebodys() => {
-                if !replace {
+                if !self.replace {
+                    self.left_alone.push((index, name.clone()));
                     return Err(QueueError::Taken { interface: name, kind: root.kind, major: root.major });
                 }
                 tracing::warn!(
@@ -145,12 +218,18 @@ impl Queues {
             }
             _ => {}
         }
-        let made = netlink.make(index, rate);
-        self.set_up.push((index, name.clone()));
-        made.map_err(failed)
+        if let Err(error) = netlink.make(index, self.rate) {
+            // What was made of it is no limit.
+            let _ = netlink.remove(index);
+            return Err(failed(error));
+        }
+        tracing::info!(interface = name, rate = %self.rate, "the kernel's queue keeps the donated rate");
+        self.set_up.push((index, name));
+        Ok(())
     }
 
-    fn change(&self, rate: BytesPerSec) {
+    fn change(&mut self, rate: BytesPerSec) {
+        self.rate = rate;
         for (index, interface) in &self.set_up {
             let changed =
                 Netlink::open().and_then(|mut netlink| netlink.classes(*index, rate, NLM_F_REPLACE));

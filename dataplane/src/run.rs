@@ -66,9 +66,9 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         pin: config.pins.directory(&state),
         ..freshet_ebpf::Options::default()
     };
-    let mut counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
+    let counted = freshet_ebpf::open(counting).context("cannot count traffic")?;
     tracing::info!(source = %counted.accounting.source(), "counting");
-    let hard_limit = hard_limit(&config, &mut counted)?;
+    let hard_limit = hard_limit(&config, &counted)?;
     // Whatever starts from here on can't attach to an interface any more; who keeps the attachments was started.
     if let Err(error) = freshet_ebpf::drop_capabilities() {
         tracing::warn!(%error, "the rights for counting are kept");
@@ -234,6 +234,9 @@ impl Volunteer {
             observer: Some(Arc::new(Observers(observers))),
         }
         .start()?;
+        if let Err(error) = classes.listening(freshet_ebpf::Class::Delivery, delivery.listening()) {
+            tracing::warn!(%error, "customers are answered also when the month is used up");
+        }
         let bound = delivery.addresses().to_vec();
         let first = *bound.first().ok_or_else(|| anyhow!("no port is bound"))?;
         let ports = bound
@@ -507,7 +510,7 @@ fn write_addresses(
 }
 
 /// The kernel's queues that keep the donated rate, where the owner wants them.
-fn hard_limit(config: &Config, counted: &mut freshet_ebpf::Opened) -> Result<Option<HardLimit>, Failure> {
+fn hard_limit(config: &Config, counted: &freshet_ebpf::Opened) -> Result<Option<HardLimit>, Failure> {
     let (wanted, Some(rate)) = (config.budget.hard_limit, most_donated(config)) else { return Ok(None) };
     if wanted == budget::HardLimit::Off {
         return Ok(None);
@@ -518,11 +521,8 @@ fn hard_limit(config: &Config, counted: &mut freshet_ebpf::Opened) -> Result<Opt
             counted.accounting.source()
         )));
     }
-    let reading = counted.accounting.read().context("cannot read the counters")?;
-    let present = reading.interfaces.into_iter().filter(|interface| interface.present);
-    let interfaces = present.map(|interface| (interface.ifindex, interface.name)).collect();
     let replace = wanted == budget::HardLimit::Replace;
-    let limit = HardLimit::start(interfaces, rate, replace).map_err(Failure::configuration)?;
+    let limit = HardLimit::start(interfaces(config), rate, replace).map_err(Failure::configuration)?;
     Ok(Some(limit))
 }
 

@@ -3,12 +3,13 @@
 //! Called on the rings' own threads, and by the client connections of sync and agent; never waits.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use freshet_ebpf::{Class, Classes, Outgoing, SocketMeter};
+use freshet_ebpf::{Class, ClassError, Classes, Outgoing, SocketMeter};
 use freshet_engine::{Observer, ResponseRecord};
 use socket2::SockRef;
 
@@ -121,14 +122,16 @@ impl ClientWatch {
 }
 
 impl SocketObserver for ClientWatch {
-    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) {
+    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
         let class = Class::from_index(class).unwrap_or(Class::Other);
         match self.classes.outgoing(fd, class, peer) {
             Ok(outgoing) => {
                 self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(key, outgoing);
             }
+            Err(off @ ClassError::Off { .. }) => return Err(io::Error::other(off)),
             Err(error) => tracing::warn!(%error, %class, "a connection is counted as the owner's own"),
         }
+        Ok(())
     }
 
     fn opened(&self, key: u64, class: u8, fd: BorrowedFd<'_>, _local: SocketAddr, _peer: SocketAddr) {
@@ -168,7 +171,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).unwrap();
         let watch = watch();
-        watch.connecting(1, 2, stream.as_fd(), address);
+        watch.connecting(1, 2, stream.as_fd(), address).unwrap();
         watch.opened(1, 2, stream.as_fd(), stream.local_addr().unwrap(), address);
         assert_eq!(watch.open.lock().unwrap().len(), 1);
         watch.closed(1, 2, stream.as_fd());
@@ -180,10 +183,22 @@ mod tests {
     fn a_connection_that_does_not_come_about_is_forgotten() {
         let watch = watch();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        watch.connecting(1, 2, socket.as_fd(), "127.0.0.1:9".parse().unwrap());
+        watch.connecting(1, 2, socket.as_fd(), "127.0.0.1:9".parse().unwrap()).unwrap();
         assert_eq!(watch.open.lock().unwrap().len(), 1);
         watch.closed(1, 2, socket.as_fd());
         assert!(watch.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn no_connection_is_made_of_what_must_not_leave() {
+        let watch = watch();
+        watch.classes.drop_outgoing(&[Class::Sync]).unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let peer = "127.0.0.1:9".parse().unwrap();
+        let refused = watch.connecting(1, 2, socket.as_fd(), peer).unwrap_err();
+        assert!(refused.to_string().contains("kill-switch"), "{refused}");
+        assert!(watch.open.lock().unwrap().is_empty());
+        watch.connecting(2, 3, socket.as_fd(), peer).unwrap();
     }
 
     #[test]

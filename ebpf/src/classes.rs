@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
 
 use freshet_ebpf_abi::{CLASSES, Class};
 use socket2::{SockAddr, SockRef};
@@ -57,6 +57,15 @@ pub enum ClassError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// Nothing of this class may leave.
+    #[error("nothing of {class} leaves until the kill-switch is off again")]
+    Off {
+        /// The class.
+        class: Class,
+    },
+    /// A listener could not be silenced.
+    #[error("can't silence a listener, or let it hear again: {0}")]
+    Silence(io::Error),
 }
 
 impl Classes {
@@ -90,11 +99,23 @@ impl Classes {
         self.port(local_port(&socket).map_err(|error| ClassError::Socket { class, error })?, class)
     }
 
+    /// Registers bound listeners with the kill-switch, for as long as their owner keeps them.
+    ///
+    /// # Errors
+    /// When the kernel would not let them be silenced; they are registered all the same.
+    pub fn listening(&self, class: Class, sockets: Weak<[OwnedFd]>) -> Result<(), ClassError> {
+        match &self.kernel {
+            // Their packets are dropped, whatever they are told.
+            Some(_) => Ok(()),
+            None => self.meter.switch().add(class, sockets).map_err(ClassError::Silence),
+        }
+    }
+
     /// Registers an outgoing TCP socket before it connects to `peer`, so that even its SYN is counted for the class.
     /// The socket is bound to a free local port if it is not bound yet.
     ///
     /// # Errors
-    /// When it can't be bound.
+    /// When it can't be bound, or nothing of the class may leave.
     pub fn outgoing(
         &self,
         socket: impl AsFd,
@@ -113,20 +134,26 @@ impl Classes {
                 bound => bound,
             };
             self.port(port, class)?
+        } else if self.meter.switch().is_off(class) {
+            return Err(ClassError::Off { class });
         } else {
             PortClaim { held: None }
         };
         Ok(Outgoing { class, meter: self.meter.clone(), metered: None, _claim: claim })
     }
 
-    /// The quota's kill switch: from now on outgoing packets of these classes are dropped, of all others no more.
-    /// False when the source in force can't do that.
+    /// The quota's kill-switch: from now on nothing of these classes leaves, of all others again. Classifiers drop it, its
+    /// retransmissions too; without them our own sockets are ended, listeners answer nobody ([`Classes::listening`]) and
+    /// connections are not made.
     ///
     /// # Errors
-    /// When the kernel refuses the change.
-    pub fn drop_outgoing(&self, classes: &[Class]) -> Result<bool, ClassError> {
+    /// When the kernel refuses the change; what could be done is done.
+    pub fn drop_outgoing(&self, classes: &[Class]) -> Result<(), ClassError> {
         let bits = classes.iter().fold(0, |bits, &class| bits | 1 << class as u32);
-        self.configure(|config| config.drop_out = bits)
+        match self.configure(|config| config.drop_out = bits)? {
+            true => Ok(()),
+            false => self.meter.cut(classes).map_err(ClassError::Silence),
+        }
     }
 
     /// Gives outgoing packets the priority of HTB class `major:(16 + class)`; `None` leaves priorities alone. False
@@ -236,7 +263,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _one = classes.listener(&listener, Class::Delivery).unwrap();
         let _other = classes.listener(&listener, Class::Sync).unwrap();
-        assert!(!classes.drop_outgoing(&[Class::Delivery]).unwrap());
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let peer = listener.local_addr().unwrap();
+        classes.drop_outgoing(&[Class::Sync]).unwrap();
+        let refused = classes.outgoing(&socket, Class::Sync, peer);
+        assert!(matches!(refused, Err(ClassError::Off { class: Class::Sync })), "{refused:?}");
+        drop(classes.outgoing(&socket, Class::Control, peer).unwrap());
+        classes.drop_outgoing(&[]).unwrap();
+        drop(classes.outgoing(&socket, Class::Sync, peer).unwrap());
         assert!(!classes.prioritise(Some(1)).unwrap());
     }
 

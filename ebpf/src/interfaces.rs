@@ -293,6 +293,31 @@ fn shrunk(last: Flow, now: Flow) -> bool {
     now.incoming.bytes < last.incoming.bytes || now.outgoing.bytes < last.outgoing.bytes
 }
 
+/// The interfaces that a choice means, for those who follow them without counting.
+#[derive(Debug)]
+pub struct ChosenInterfaces {
+    interfaces: Interfaces,
+}
+
+impl ChosenInterfaces {
+    /// None yet; [`ChosenInterfaces::present`] looks.
+    #[must_use]
+    pub fn new(choice: InterfaceChoice) -> Self {
+        Self { interfaces: Interfaces::new(choice) }
+    }
+
+    /// Those that are there now, by number and name, in the calling thread's network namespace. What was chosen once
+    /// stays chosen, as it does for the counters.
+    ///
+    /// # Errors
+    /// When the kernel does not list them.
+    pub fn present(&mut self) -> Result<Vec<(u32, String)>, ReadError> {
+        self.interfaces.refresh(None)?;
+        let present = self.interfaces.chosen().iter().filter(|chosen| chosen.present);
+        Ok(present.map(|chosen| (chosen.ifindex, chosen.name.clone())).collect())
+    }
+}
+
 /// All interfaces of the calling thread's network namespace, by number and name.
 ///
 /// # Errors

@@ -4,10 +4,12 @@
 //! kernel keeps for our own sockets. Either way every number is a measurement, and [`Accounting::source`] says which.
 //! This crate never limits a rate, never decides a policy, and never sends a packet.
 
+pub mod changes;
 pub mod classes;
 pub mod host;
 pub mod interfaces;
 pub mod kernel;
+mod kill_switch;
 pub mod reading;
 pub mod sockets;
 mod sys;
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 
 pub use classes::{ClassError, Classes, MarkRule, Outgoing, PortClaim};
 pub use freshet_ebpf_abi::{ALL_CLASSES, CLASSES, Class, Config, Direction};
-pub use interfaces::{InterfaceChoice, InterfaceError};
+pub use interfaces::{ChosenInterfaces, InterfaceChoice, InterfaceError};
 pub use kernel::{
     Cleaned, EmptyPrograms, KernelAccounting, KernelError, ProgramRuns, RunCost, RunTimes, cleanup,
     drop_capabilities, test_run_cost,

@@ -1,7 +1,8 @@
 //! Counting without rights: what the kernel says of our own sockets, and the interface's total for the rest.
 //!
 //! Payload and segments come from `TCP_INFO`; headers are computed, because every segment of a connection has the
-//! same ones. It never reads or writes a socket, and never delays the closing of one.
+//! same ones. It never reads or writes a socket, and never delays the closing of one; it ends connections only when the
+//! month's volume is used up.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,6 +16,7 @@ use freshet_ebpf_abi::{CLASSES, Class};
 
 use crate::Accounting;
 use crate::interfaces::{InterfaceChoice, Interfaces, Place};
+use crate::kill_switch::{self, KillSwitch};
 use crate::reading::{Epoch, Flow, InterfaceReading, ReadError, Reading, Source, Traffic};
 use crate::sys::{self, TcpFigures};
 
@@ -40,6 +42,7 @@ impl SocketMeter {
             counting: AtomicBool::new(true),
             next_outgoing: AtomicU64::new(0),
             unmeasured: AtomicU64::new(0),
+            switch: KillSwitch::default(),
             shards: std::array::from_fn(|_| Mutex::default()),
         };
         Self { register: Arc::new(register) }
@@ -63,6 +66,8 @@ impl SocketMeter {
                 Open { socket: Arc::new(socket), class: known(class), ends, last: Last::default() },
             );
         }
+        // It had connected when the switch was thrown.
+        self.cut_within(&mut shard, |class| self.register.switch.is_off(class));
     }
 
     /// The connection is about to be closed; `socket` must still answer `TCP_INFO`.
@@ -80,6 +85,8 @@ impl SocketMeter {
         // Our duplicate must be gone before the owner closes his, or the closing would wait for us.
         drop(open);
         match sys::tcp_figures(socket) {
+            // Counted when it was cut.
+            Ok(figures) if figures.began_anew() => {}
             Ok(figures) => shard.finish(known(class), ends, last, figures, Role::Accepted),
             Err(error) => self.not_measured(&error),
         }
@@ -97,8 +104,33 @@ impl SocketMeter {
         let ends = Ends { local: local_of(socket), peer: peer_of(socket) };
         let socket = Arc::new(rustix::io::fcntl_dupfd_cloexec(socket, 0)?);
         let open = Open { socket: Arc::clone(&socket), class, ends, last: Last::default() };
-        self.shard(key).open.insert(key, open);
+        let mut shard = self.shard(key);
+        shard.open.insert(key, open);
+        self.cut_within(&mut shard, |class| self.register.switch.is_off(class));
+        drop(shard);
         Ok(MeteredSocket { watched: Some((self.clone(), key)) })
+    }
+
+    /// From now on nothing of these classes leaves, of all others again: their listeners answer nobody, their
+    /// connections are reset and what was queued in the kernel is thrown away, and new ones are not made.
+    ///
+    /// # Errors
+    /// When the kernel does not let a listener be silenced; the rest is done.
+    pub(crate) fn cut(&self, classes: &[Class]) -> io::Result<()> {
+        let thrown = self.register.switch.throw(classes);
+        for shard in &self.register.shards {
+            self.cut_within(&mut lock(shard), |class| classes.contains(&class));
+        }
+        thrown
+    }
+
+    /// The switch for listeners and for connections that are not made yet.
+    pub(crate) fn switch(&self) -> &KillSwitch {
+        &self.register.switch
+    }
+
+    fn cut_within(&self, shard: &mut Shard, ends: impl Fn(Class) -> bool) {
+        shard.cut(ends, |error| self.not_measured(error));
     }
 
     /// Connections whose figures the kernel did not give; they are missing in the counts.
@@ -168,6 +200,7 @@ struct Register {
     counting: AtomicBool,
     next_outgoing: AtomicU64,
     unmeasured: AtomicU64,
+    switch: KillSwitch,
     /// Servers' threads meet the reader on one of these for the sampling of at most `OPEN_MAX / SHARDS` sockets.
     shards: [Mutex<Shard>; SHARDS],
 }
@@ -225,6 +258,31 @@ impl Shard {
                 failed(&error);
                 false
             }
+        });
+    }
+
+    /// Resets the connections of classes that `ends` names, and counts them to their end.
+    fn cut(&mut self, ends: impl Fn(Class) -> bool, mut failed: impl FnMut(&io::Error)) {
+        let Self { open, gained } = self;
+        open.retain(|key, open| {
+            if !ends(open.class) {
+                return true;
+            }
+            // The kernel forgets them with the connection.
+            let figures = sys::tcp_figures(open.socket.as_fd());
+            if let Err(error) = kill_switch::reset(open.socket.as_fd()) {
+                tracing::warn!(%error, class = %open.class, "a connection can't be reset; it is shut down");
+                let _ = rustix::net::shutdown(&open.socket, rustix::net::Shutdown::Both);
+                return true;
+            }
+            match figures {
+                Ok(figures) => {
+                    let flow = since(open.last, figures, open.ends.local, role(*key));
+                    add(gained, open.ends, open.class, flow.plus(farewell(figures, open.ends.local)));
+                }
+                Err(error) => failed(&error),
+            }
+            false
         });
     }
 
@@ -297,6 +355,17 @@ fn after_close(figures: TcpFigures, local: IpAddr) -> Flow {
         incoming: Traffic { bytes: headers * acknowledged, packets: acknowledged },
         outgoing: Traffic { bytes: unsent + headers * out, packets: out },
     }
+}
+
+/// What follows when a connection is reset from here.
+fn farewell(figures: TcpFigures, local: IpAddr) -> Flow {
+    let told = matches!(
+        figures.state,
+        TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
+    );
+    let packets = u64::from(told);
+    let outgoing = Traffic { bytes: headers(local, figures.timestamps) * packets, packets };
+    Flow { outgoing, ..Flow::default() }
 }
 
 /// IP and TCP headers of a usual segment.

@@ -31,6 +31,17 @@ pub(crate) struct TcpFigures {
     pub(crate) state: u8,
 }
 
+impl TcpFigures {
+    /// Whether the socket was disconnected, and its figures began at zero again: no connection stands without a segment
+    /// received.
+    pub(crate) fn began_anew(&self) -> bool {
+        self.state == TCP_CLOSE && self.segs_in == 0
+    }
+}
+
+/// From `net/tcp_states.h`.
+const TCP_CLOSE: u8 = 7;
+
 /// Reads [`TcpFigures`]; fails with `ENOPROTOOPT` or the like on anything but TCP, and on Linux before 4.19.
 pub(crate) fn tcp_figures(socket: BorrowedFd<'_>) -> io::Result<TcpFigures> {
     // SAFETY: `tcp_info` is plain numbers, for which all zeroes is a value.

@@ -3,9 +3,10 @@
 
 mod lab;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::thread;
 
 use freshet_ebpf::{Accounting, Class, Classes, Opened, Options, Source, drop_capabilities, test_run_cost};
@@ -113,6 +114,66 @@ fn outgoing_connections_and_the_owners_rest() {
     server.join().unwrap();
 }
 
+/// What a daemon without any right does at the month's last byte.
+#[test]
+fn the_kill_switch_resets_connections_and_answers_nobody() {
+    let Some(lab) = Lab::new("fallback-kill", false) else { return };
+    lab.without_sack();
+    let (mut accounting, classes) = open(&lab);
+    let listener = listen(&lab, "10.77.0.1");
+    let peer = listener.local_addr().unwrap();
+    let sockets: Arc<[OwnedFd]> = Arc::from([OwnedFd::from(listener.try_clone().unwrap())]);
+    classes.listening(Class::Delivery, Arc::downgrade(&sockets)).unwrap();
+    let wire = lab.statistics(End::Host);
+    let mut clients = Vec::new();
+    thread::scope(|scope| {
+        let mut servers = Vec::new();
+        for id in 0..CONNECTIONS {
+            let mut client = lab.inside(End::Peer, || TcpStream::connect(peer).unwrap());
+            let (mut socket, _) = listener.accept().unwrap();
+            classes.meter().opened(id, Class::Delivery as u8, socket.as_fd(), peer.ip());
+            let classes = &classes;
+            servers.push(scope.spawn(move || {
+                let error = (0..).find_map(|_| socket.write_all(&[0x5a; 1 << 16]).err()).unwrap();
+                classes.meter().closed(id, Class::Delivery as u8, socket.as_fd());
+                error
+            }));
+            client.read_exact(&mut vec![0; 3_000_000]).unwrap();
+            // From here on it takes nothing any more, so that its server waits with a full queue.
+            clients.push(client);
+        }
+        classes.drop_outgoing(&[Class::Delivery]).unwrap();
+        // Whoever waits for a client that takes nothing is woken.
+        for server in servers {
+            let error = server.join().unwrap();
+            assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+        }
+    });
+    for mut client in clients {
+        let error = std::io::copy(&mut client, &mut std::io::sink()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    let mut last = lab.statistics(End::Host);
+    lab::eventually("quiet", || std::mem::replace(&mut last, lab.statistics(End::Host)) == last);
+    let ours = lab.inside(End::Host, || accounting.read().unwrap()).class(Class::Delivery).outgoing;
+    let sent = last.minus(wire).outgoing;
+    let error = (ours.bytes as f64 - sent.bytes as f64) / sent.bytes as f64;
+    println!("{ours:?} counted of {sent:?}: {:+.4} %", error * 100.0);
+    assert!(error.abs() <= 0.001, "{ours:?} of {sent:?}");
+    for _ in 0..5 {
+        let patience = std::time::Duration::from_millis(300);
+        let refused = lab.inside(End::Peer, || TcpStream::connect_timeout(&peer, patience).unwrap_err());
+        assert_eq!(refused.kind(), ErrorKind::TimedOut);
+    }
+    assert_eq!(lab.statistics(End::Host).outgoing, last.outgoing, "not one packet is answered");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    drop(classes.outgoing(&socket, Class::Sync, peer).unwrap());
+    assert!(classes.outgoing(&socket, Class::Delivery, peer).is_err());
+
+    classes.drop_outgoing(&[]).unwrap();
+    lab::download(&lab, &listener, 10_000);
+}
+
 #[test]
 fn traffic_to_oneself_is_not_on_the_interface() {
     let Some(lab) = Lab::new("fallback-self", false) else { return };
@@ -149,3 +210,5 @@ fn a_packet_costs_little() {
     let of = |case: &str| costs.iter().find(|c| c.case == case).unwrap().net_nanoseconds();
     assert!(of("out, v4 by mark") <= of("out, v4 by port"), "{costs:?}");
 }
+
+const CONNECTIONS: u64 = 4;

@@ -1,9 +1,10 @@
 //! Starting, running and stopping the rings.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -70,10 +71,15 @@ impl Server {
             addresses.push(address);
             served.push(Served { class: listener.class, site: listener.site });
         }
+        let copies = sockets.iter().flatten().map(|socket| {
+            let failed = |source| StartError::Bind { address: socket.address, source };
+            socket.descriptor.try_clone().map_err(failed)
+        });
+        let listening = copies.collect::<Result<_, _>>()?;
         let listeners: Arc<[Served]> = served.into();
         let admission = Arc::new(Admission::new(&limits));
         let (orders, receiver) = watch::channel(Order::Run);
-        let mut running = Running { addresses, orders, threads: Vec::new(), stats: Vec::new() };
+        let mut running = Running { addresses, listening, orders, threads: Vec::new(), stats: Vec::new() };
         for (index, sockets) in sockets.into_iter().enumerate() {
             let stats = Arc::new(RingStats::default());
             let setup = Setup {
@@ -133,6 +139,7 @@ fn fit_descriptors(mut limits: Limits) -> Limits {
 #[derive(Debug)]
 pub struct Running {
     addresses: Vec<SocketAddr>,
+    listening: Arc<[OwnedFd]>,
     orders: watch::Sender<Order>,
     threads: Vec<JoinHandle<()>>,
     stats: Vec<Arc<RingStats>>,
@@ -142,6 +149,11 @@ impl Running {
     /// The bound addresses, in the order of the listeners.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// The listening sockets of all rings, while this runs: for socket options, never to accept from or to close.
+    pub fn listening(&self) -> Weak<[OwnedFd]> {
+        Arc::downgrade(&self.listening)
     }
 
     /// Counters so far, over all rings.

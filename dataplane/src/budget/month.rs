@@ -123,6 +123,11 @@ impl Month {
         crate::durable::write(&state.join(FILE_NAME), &text, 0o644)
     }
 
+    /// What was booked since `stored`.
+    pub fn booked_since(&self, stored: &Self) -> Bytes {
+        Bytes(self.page.total.saturating_sub(stored.page.total))
+    }
+
     /// Whether storing this after `stored` would lose nothing but a moment's time of the clock.
     pub fn is_as_good_as(&self, stored: &Self) -> bool {
         let moments = |page: &Page| Page {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -118,7 +119,8 @@ impl Rounds {
             let ledger = parts.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             matches!(ledger.kind(), Source::Kernel { pinned: Some(_), .. })
         };
-        let scribe = Scribe::new(parts.state.clone(), month.clone(), pinned);
+        let mut scribe = Scribe::new(parts.state.clone(), month.clone(), pinned);
+        scribe.set_volume(volume(config));
         Self {
             steward: Steward::new(config, month, parts.seed),
             every: every(config),
@@ -141,6 +143,7 @@ impl Rounds {
             match orders.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(config) => {
                     self.every = every(&config);
+                    self.scribe.set_volume(volume(&config));
                     self.steward.set_terms(&config);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -209,12 +212,7 @@ impl Rounds {
     fn switch(&self, off: bool) {
         let dropped: &[Class] = if off { &[Class::Delivery, Class::Sync] } else { &[] };
         match self.parts.classes.drop_outgoing(dropped) {
-            Ok(true) => tracing::info!(off, "the month's kill-switch"),
-            Ok(false) if off => tracing::warn!(
-                "the month is used to the last byte, and without classifiers in the kernel what customers are told \
-                 goes beyond it, some hundred bytes each"
-            ),
-            Ok(false) => {}
+            Ok(()) => tracing::info!(off, "the month's kill-switch"),
             Err(error) => tracing::error!(%error, off, "the month's kill-switch does not work"),
         }
     }
@@ -244,6 +242,10 @@ fn spared(volume: Bytes, offered: Option<BytesPerSec>) -> Bytes {
     Bytes(soon.clamp(SPARED_BYTES_MIN, (volume.0 / SPARED_PARTS).max(SPARED_BYTES_MIN)))
 }
 
+fn volume(config: &Config) -> Option<Bytes> {
+    config.budget.month.map(|month| month.volume)
+}
+
 fn every(config: &Config) -> Duration {
     if config.budget.is_plain() { RELAXED } else { freshet_policy::budget::TICK_EXPECTED }
 }
@@ -255,17 +257,25 @@ struct Scribe {
     thread: Option<JoinHandle<()>>,
     stored: Month,
     at: Instant,
-    every: Duration,
+    pinned: bool,
+    /// With more booked than this a page is due at once; none where the kernel counts on.
+    unwritten_max: Option<Bytes>,
+    /// How long the last page took, in microseconds.
+    took: Arc<AtomicU64>,
 }
 
 impl Scribe {
     /// `pinned`: whether the kernel goes on counting when this process dies, so that pages may be rarer.
     fn new(state: PathBuf, stored: Month, pinned: bool) -> Self {
         let (pages, written) = mpsc::sync_channel::<Month>(1);
+        let took = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&took);
         let thread = thread::Builder::new().name("ledger".into()).spawn(move || {
             let mut failed = false;
             for page in written {
+                let begun = Instant::now();
                 let stored = page.store(&state);
+                told.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
                 match &stored {
                     Ok(()) if failed => tracing::info!("the month's ledger is written again"),
                     Err(error) if !failed => {
@@ -279,13 +289,36 @@ impl Scribe {
         if let Err(error) = &thread {
             tracing::error!(%error, "the month's ledger can't be written");
         }
-        let every = if pinned { WRITE_EVERY_PINNED } else { WRITE_EVERY };
-        Self { pages: Some(pages), thread: thread.ok(), stored, at: Instant::now(), every }
+        Self {
+            pages: Some(pages),
+            thread: thread.ok(),
+            stored,
+            at: Instant::now(),
+            pinned,
+            unwritten_max: None,
+            took,
+        }
+    }
+
+    fn set_volume(&mut self, volume: Option<Bytes>) {
+        let part = |volume: Bytes| Bytes((volume.0 / UNWRITTEN_PARTS).max(UNWRITTEN_BYTES_MIN));
+        self.unwritten_max = volume.filter(|_| !self.pinned).map(part);
+    }
+
+    /// Whether `month` must go to disk, so long after the last page.
+    fn is_due(&self, month: &Month, waited: Duration) -> bool {
+        if waited >= WRITE_ANYHOW {
+            return true;
+        }
+        let every = if self.pinned { WRITE_EVERY_PINNED } else { WRITE_EVERY };
+        // However slow the disk is, it has most of the time to itself.
+        let rested = Duration::from_micros(self.took.load(Ordering::Relaxed)).saturating_mul(RESTS);
+        let much = self.unwritten_max.is_some_and(|most| month.booked_since(&self.stored) >= most);
+        (waited >= every || (much && waited >= rested)) && !month.is_as_good_as(&self.stored)
     }
 
     fn write(&mut self, month: &Month, last: bool) {
-        let waited = self.at.elapsed();
-        let due = waited >= WRITE_ANYHOW || (waited >= self.every && !month.is_as_good_as(&self.stored));
+        let due = self.is_due(month, self.at.elapsed());
         if let Some(pages) = &self.pages
             && (due || last)
         {
@@ -315,7 +348,70 @@ const SPARED_BYTES_MIN: u64 = 1 << 20;
 const SPARED_PARTS: u64 = 100;
 const LINKS_EVERY: Duration = Duration::from_secs(10);
 const WRITE_EVERY_PINNED: Duration = Duration::from_secs(10);
-/// What passed in this time is forgotten when the process is killed and nothing is pinned.
+/// What passed in this time is forgotten at most when the process is killed and nothing is pinned.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// A ten-thousandth of the volume is not forgotten either, so that this rule makes ten thousand pages a month at most and a
+/// process that is killed again and again does not give away much; only a disk that is slower than that limits it.
+const UNWRITTEN_PARTS: u64 = 10_000;
+const UNWRITTEN_BYTES_MIN: u64 = 1 << 20;
+/// After a page, so many times as long as it took until the next one for this reason.
+const RESTS: u32 = 10;
 /// So that after a restart it is known about when it is.
 const WRITE_ANYHOW: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::month::testing::reading;
+    use crate::config::budget::Directions;
+
+    fn scribe(directory: &std::path::Path, pinned: bool) -> (Scribe, Month) {
+        let mut month = Month::load(directory).unwrap();
+        month.book(&reading("eth0", 1, 0, 0), Directions::Sent);
+        (Scribe::new(directory.to_owned(), month.clone(), pinned), month)
+    }
+
+    fn booked(month: &Month, delivered: u64) -> Month {
+        let mut later = month.clone();
+        later.book(&reading("eth0", 1, delivered, 0), Directions::Sent);
+        later
+    }
+
+    #[test]
+    fn a_page_is_due_after_a_second_or_a_ten_thousandth_of_the_volume() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut scribe, month) = scribe(directory.path(), false);
+        let tick = Duration::from_millis(100);
+        let (little, much) = (booked(&month, 5_000_000), booked(&month, 10_000_000));
+        assert!(!scribe.is_due(&much, tick), "without a volume nothing is lost");
+        scribe.set_volume(Some(Bytes(100_000_000_000)));
+        assert!(scribe.is_due(&much, tick) && !scribe.is_due(&little, tick));
+        assert!(scribe.is_due(&little, WRITE_EVERY) && !scribe.is_due(&month, WRITE_EVERY));
+        assert!(scribe.is_due(&month, WRITE_ANYHOW));
+        scribe.took.store(50_000, Ordering::Relaxed);
+        assert!(!scribe.is_due(&much, tick), "a slow disk has its rest");
+        assert!(scribe.is_due(&much, Duration::from_millis(500)));
+        scribe.set_volume(Some(Bytes(10_000_000)));
+        assert!(!scribe.is_due(&booked(&month, UNWRITTEN_BYTES_MIN - 1), Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn where_the_kernel_counts_on_pages_are_rare() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut scribe, month) = scribe(directory.path(), true);
+        scribe.set_volume(Some(Bytes(10_000_000)));
+        let much = booked(&month, 9_000_000);
+        assert!(!scribe.is_due(&much, WRITE_EVERY) && scribe.is_due(&much, WRITE_EVERY_PINNED));
+    }
+
+    #[test]
+    fn the_last_page_is_on_disk_when_the_scribe_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut scribe, month) = scribe(directory.path(), false);
+        let last = booked(&month, 7_000);
+        scribe.write(&last, true);
+        drop(scribe);
+        let mut again = Month::load(directory.path()).unwrap();
+        assert_eq!(again.book(&reading("eth0", 1, 7_000, 0), Directions::Sent).total, Bytes(7_000));
+    }
+}

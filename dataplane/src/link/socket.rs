@@ -23,8 +23,12 @@ use super::{DialerOptions, LinkError};
 pub trait SocketObserver: Send + Sync {
     /// A socket is about to connect to `peer`: the last chance to bind or mark it. [`SocketObserver::closed`] follows
     /// also when it does not connect.
-    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) {
+    ///
+    /// # Errors
+    /// Why it must not; then nothing leaves.
+    fn connecting(&self, key: u64, class: u8, fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
         let _ = (key, class, fd, peer);
+        Ok(())
     }
 
     /// A connection stands; nothing of its payload was sent yet. `key` is unique in this process, and the
@@ -87,7 +91,7 @@ async fn connect_to(address: SocketAddr, options: &DialerOptions) -> io::Result<
     {
         tracing::info!(%error, "sockets stay unmarked, counters go by ports: marking needs CAP_NET_RAW");
     }
-    let connecting = Connecting::new(&socket, address, options);
+    let connecting = Connecting::new(&socket, address, options)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
     connecting.connected(stream)
 }
@@ -101,13 +105,14 @@ struct Connecting<'a> {
 }
 
 impl<'a> Connecting<'a> {
-    fn new(socket: &Socket, peer: SocketAddr, options: &'a DialerOptions) -> Self {
+    fn new(socket: &Socket, peer: SocketAddr, options: &'a DialerOptions) -> io::Result<Self> {
         let key = NEXT_KEY.fetch_add(1, Ordering::Relaxed);
-        let watched = options.meter.as_ref().and_then(|observer| {
-            observer.connecting(key, options.class, socket.as_fd(), peer);
-            socket.try_clone().ok()
-        });
-        Self { key, options, watched }
+        let mut connecting = Self { key, options, watched: None };
+        if let Some(observer) = &options.meter {
+            connecting.watched = socket.try_clone().ok();
+            observer.connecting(key, options.class, socket.as_fd(), peer)?;
+        }
+        Ok(connecting)
     }
 
     fn connected(mut self, stream: TcpStream) -> io::Result<Metered> {

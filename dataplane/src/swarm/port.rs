@@ -77,6 +77,9 @@ impl PeerPort {
         }
         .start()
         .map_err(|source| PortError::Start { address, source })?;
+        if let Err(error) = classes.listening(freshet_ebpf::Class::Sync, running.listening()) {
+            tracing::warn!(%error, "peers are answered also when the month is used up");
+        }
         let address = running.addresses().first().copied().unwrap_or(address);
         let claim = classes
             .port(address.port(), freshet_ebpf::Class::Sync)
