@@ -9,6 +9,7 @@ mod columns;
 mod ground;
 mod interrupt;
 mod pacing;
+mod paired;
 mod plot;
 mod redirect;
 mod report;

@@ -6,6 +6,7 @@
 
 pub mod changes;
 pub mod classes;
+pub mod frames;
 pub mod host;
 pub mod interfaces;
 pub mod kernel;

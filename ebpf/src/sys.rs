@@ -1,5 +1,5 @@
-//! The only place of this crate that meets the kernel without a safe wrapper: `TCP_INFO`, `SO_MAX_PACING_RATE`,
-//! `getifaddrs` and `adjtimex`.
+//! The only place of this crate that meets the kernel without a safe wrapper: `TCP_INFO`, `SO_MAX_PACING_RATE`, `getifaddrs`,
+//! `adjtimex` and addresses of the packet family.
 //! It never keeps a pointer or a descriptor beyond one call.
 #![allow(unsafe_code)]
 
@@ -9,6 +9,8 @@ use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+
+use socket2::SockAddr;
 
 /// The figures of one TCP socket that tell what it put on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +96,22 @@ pub(crate) fn set_max_pacing_rate(socket: BorrowedFd<'_>, rate: u64) -> io::Resu
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The address of an interface for whole frames.
+pub(crate) fn packet_address(ifindex: u32) -> io::Result<SockAddr> {
+    // SAFETY: the storage is larger than a `sockaddr_ll` and aligned for any address; the length says how much of it was
+    // written.
+    let (_, address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let link = &mut *storage.cast::<libc::sockaddr_ll>();
+            link.sll_family = libc::AF_PACKET as u16;
+            link.sll_ifindex = ifindex as i32;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })?
+    };
+    Ok(address)
 }
 
 /// Whether the kernel says that its clock follows another one (`STA_UNSYNC` is not set).

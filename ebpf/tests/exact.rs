@@ -6,10 +6,10 @@ mod lab;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
+use freshet_ebpf::frames::{self, Frames, QINQ, VLAN};
 use freshet_ebpf::{
     Accounting, Attachment, Class, Classes, Flow, InterfaceReading, Opened, Options, Source, Traffic,
 };
-use lab::frames::{self, Frames};
 use lab::{End, Lab, download, listen};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -167,11 +167,11 @@ fn ports_are_found_behind_tags_options_extension_headers_and_fragments() {
     let beyond = [lab.beyond(End::Host, &mut *host), lab.beyond(End::Peer, &mut *peer)];
     let _claims =
         [classes.port(OURS, Class::Delivery).unwrap(), peer_classes.port(THEIRS, Class::Sync).unwrap()];
-    let frames = Frames::open(&lab, End::Host);
+    let frames = lab.inside(End::Host, || Frames::open(lab::DEVICE).unwrap());
     let mut expect = |what: &str, tags: &[u16], ether_type: u16, packet: &[u8], ours: bool| {
-        let frame = [&frames::link(tags, ether_type)[..], packet].concat();
+        let frame = [&frames::link_header(tags, ether_type)[..], packet].concat();
         let (sent, received) = (read(&mut *host), read(&mut *peer));
-        frames.send(&frame);
+        frames.send(&frame).unwrap();
         lab::eventually(what, || {
             lab::counted(&mut *peer).incoming.packets > total(&received).incoming.packets
         });
@@ -311,8 +311,6 @@ fn total(reading: &InterfaceReading) -> Flow {
     reading.classes.iter().fold(Flow::default(), |sum, &class| sum.plus(class))
 }
 
-const VLAN: u16 = 0x8100;
-const QINQ: u16 = 0x88a8;
 const OURS: u16 = 8001;
 const THEIRS: u16 = 8002;
 

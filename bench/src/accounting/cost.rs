@@ -9,6 +9,7 @@ use freshet_testbed::{Host, Link, Process, Program, Testbed};
 use serde::Serialize;
 
 use super::counter::{Counter, INTERFACE};
+use crate::paired::Paired;
 use crate::spread::Spread;
 
 /// A packet in the kernel's test run (`BPF_PROG_TEST_RUN`).
@@ -37,12 +38,14 @@ pub(super) struct Throughput {
     pub(super) unit: &'static str,
     pub(super) without: Spread,
     pub(super) with: Spread,
-    /// With by without, pair by pair.
-    pub(super) ratio: Spread,
-    /// With counters by with programs that do nothing in their place, which leaves what the kernel takes for calling one.
-    pub(super) over_empty: Spread,
-    /// The same of pairs without counters in both, which shows what is noise.
-    pub(super) noise: Spread,
+    /// With by without, turn by turn; without is the geometric mean of the turn's two runs.
+    pub(super) ratio: Paired,
+    /// With programs that do nothing by without: what the kernel takes for calling one.
+    pub(super) empty: Paired,
+    /// With counters by with programs that do nothing in their place: what the counting itself takes.
+    pub(super) over_empty: Paired,
+    /// Without by without, which shows what is noise.
+    pub(super) noise: Paired,
 }
 
 /// Runs each kind of made-up packet some hundred thousand times.
@@ -93,13 +96,14 @@ impl Stage {
     }
 
     /// Each load `rounds` times without counters, with programs that do nothing, with counters, and without again.
-    pub(super) fn throughput(&self, rounds: u32) -> Result<Vec<Throughput>> {
-        LOADS.iter().map(|load| self.pairs(load, rounds)).collect()
+    pub(super) fn throughput(&self, loads: &[LoadName], rounds: u32) -> Result<Vec<Throughput>> {
+        let wanted = LOADS.iter().filter(|load| loads.contains(&load.is));
+        wanted.map(|load| self.pairs(load, rounds)).collect()
     }
 
     fn pairs(&self, load: &'static Load, rounds: u32) -> Result<Throughput> {
         let (mut without, mut with) = (vec![], vec![]);
-        let (mut ratio, mut over_empty, mut noise) = (vec![], vec![], vec![]);
+        let (mut ratio, mut called, mut over_empty, mut noise) = (vec![], vec![], vec![], vec![]);
         self.run(load)?;
         for round in 0..rounds as usize {
             eprintln!("{}: round {} of {rounds}", load.name, round + 1);
@@ -109,21 +113,25 @@ impl Stage {
                 figures[place] = self.run_with(load, ARMS[place])?;
             }
             let [bare, empty, own, again] = figures;
-            without.push(bare);
+            let both = (bare * again).sqrt();
+            without.push(both);
             with.push(own);
-            ratio.push(own / bare);
+            ratio.push(own / both);
+            called.push(empty / both);
             over_empty.push(own / empty);
             noise.push(again / bare);
         }
         let spread = |values: Vec<f64>| Spread::of(values).context("there is at least one round");
+        let paired = |ratios: Vec<f64>| Paired::of(&ratios).context("there is at least one round");
         Ok(Throughput {
             load: load.name,
             unit: load.unit,
             without: spread(without)?,
             with: spread(with)?,
-            ratio: spread(ratio)?,
-            over_empty: spread(over_empty)?,
-            noise: spread(noise)?,
+            ratio: paired(ratio)?,
+            empty: paired(called)?,
+            over_empty: paired(over_empty)?,
+            noise: paired(noise)?,
         })
     }
 
@@ -175,8 +183,20 @@ enum Arm {
 
 const ARMS: [Arm; 4] = [Arm::Bare, Arm::Empty, Arm::Counted, Arm::Bare];
 
+/// What throughput is measured of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LoadName {
+    /// One TCP stream that leaves.
+    Sent,
+    /// One that comes in.
+    Received,
+    /// Small datagrams that leave, as many as the host makes.
+    Datagrams,
+}
+
 /// Something that makes packets.
 struct Load {
+    is: LoadName,
     name: &'static str,
     arguments: &'static [&'static str],
     unit: &'static str,
@@ -193,9 +213,22 @@ fn datagrams(end: &serde_json::Value) -> Option<f64> {
 }
 
 const LOADS: [Load; 3] = [
-    Load { name: "one TCP stream, sent", arguments: &["--reverse"], unit: "Gbit/s", figure: gigabits },
-    Load { name: "one TCP stream, received", arguments: &[], unit: "Gbit/s", figure: gigabits },
     Load {
+        is: LoadName::Sent,
+        name: "one TCP stream, sent",
+        arguments: &["--reverse"],
+        unit: "Gbit/s",
+        figure: gigabits,
+    },
+    Load {
+        is: LoadName::Received,
+        name: "one TCP stream, received",
+        arguments: &[],
+        unit: "Gbit/s",
+        figure: gigabits,
+    },
+    Load {
+        is: LoadName::Datagrams,
         name: "small datagrams, sent",
         arguments: &["--reverse", "--udp", "--bitrate", "0", "--length", "64"],
         unit: "1000/s",

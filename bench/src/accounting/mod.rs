@@ -21,8 +21,11 @@ use crate::ground;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// How often throughput is measured with and without counters.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// Of which loads.
+    #[arg(long, value_delimiter = ',', default_value = "sent,received,datagrams")]
+    loads: Vec<cost::LoadName>,
     /// Leaves the comparison of counts out.
     #[arg(long)]
     no_exact: bool,
@@ -59,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<()> {
         let testbed = ground::namespaces(cancel, NEEDED)?;
         let stage = cost::Stage::new(&testbed)?;
         report.timed = stage.timed()?;
-        report.throughput = stage.throughput(arguments.rounds)?;
+        report.throughput = stage.throughput(&arguments.loads, arguments.rounds)?;
     }
     report.write(&arguments.out)?;
     print!("{}", report.table());

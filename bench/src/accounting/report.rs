@@ -98,17 +98,31 @@ impl Report {
             text.push_str(&format!("{}\n\n", timed.trim_fmt()));
         }
         if !self.throughput.is_empty() {
-            let header = ["load", "without", "with", "with / without", "with / empty", "without / without"];
-            let mut loads = table(&header, 1);
+            let header = ["load", "compared", "ratio", "sign test", "difference (95 % of the median)"];
+            let mut loads = table(&header, 2);
             for row in &self.throughput {
-                loads.add_row([
-                    format!("{}, {}", row.load, row.unit),
+                text.push_str(&format!(
+                    "{}, {}: without {}, with {}, {} turns\n",
+                    row.load,
+                    row.unit,
                     row.without.text(),
                     row.with.text(),
-                    ratio(row.ratio),
-                    ratio(row.over_empty),
-                    ratio(row.noise),
-                ]);
+                    row.with.count
+                ));
+                for (compared, paired) in [
+                    ("with / without", row.ratio),
+                    ("with / empty programs", row.over_empty),
+                    ("empty programs / without", row.empty),
+                    ("without / without", row.noise),
+                ] {
+                    loads.add_row([
+                        row.load.to_owned(),
+                        compared.to_owned(),
+                        ratio(paired.spread),
+                        format!("p = {:.3}", paired.p),
+                        paired.verdict(),
+                    ]);
+                }
             }
             text.push_str(&format!("{}\n\n", loads.trim_fmt()));
         }
@@ -136,9 +150,9 @@ impl Report {
             self.throughput.iter().map(point).collect()
         };
         let series = [
-            ("with / without".to_owned(), points(|row| row.ratio)),
-            ("with / empty programs".to_owned(), points(|row| row.over_empty)),
-            ("without / without".to_owned(), points(|row| row.noise)),
+            ("with / without".to_owned(), points(|row| row.ratio.spread)),
+            ("with / empty programs".to_owned(), points(|row| row.over_empty.spread)),
+            ("without / without".to_owned(), points(|row| row.noise.spread)),
         ];
         let title = "Throughput with counters, and the noise";
         Groups { title, unit: "ratio", labels: &labels, series: &series, reference: Some(1.0) }.svg()

@@ -2,8 +2,6 @@
 //! It removes what it made, also what a crashed run before left.
 #![allow(dead_code)] // each test uses a part of it
 
-pub(crate) mod frames;
-
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};

@@ -142,6 +142,23 @@ impl Drop for Bpffs {
     }
 }
 
+/// The daemon on the volunteer's state, without any capability, in place of the one that runs.
+fn without_rights(scene: &mut Scene) -> Process {
+    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
+    let program = Program::new("setpriv")
+        .args(["--bounding-set", "-all", "--inh-caps", "-all"])
+        .arg(scene.cluster.program("dataplane"))
+        .args(["run", "--state"])
+        .arg(state(scene));
+    let delivery = scene.cluster.volunteers()[0].delivery();
+    let daemon = host(scene).start("unprivileged", &program).unwrap();
+    daemon.wait_for_port(&host(scene), delivery, PATIENCE).unwrap();
+    scene.wait("control to know how it counts", || Ok(node(scene)["source"]["kind"] == "sockets")).unwrap();
+    let why = node(scene)["source"]["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("CAP_"), "{why}");
+    daemon
+}
+
 /// Downloads that follow one another until they are ended.
 fn crowd(scene: &Scene, customers: usize) -> Vec<Process> {
     let url = format!("http://{}/{LARGE}", scene.cluster.volunteers()[0].delivery());
@@ -351,6 +368,68 @@ fn a_volume_lowered_under_running_downloads_is_kept_within_a_chunk_each() {
 }
 
 #[test]
+fn without_rights_too_nothing_leaves_at_the_last_byte() {
+    let keys = "donated_rate = '80 Mbit/s'\nlocal_networks = ['0.0.0.0/0', '::/0']";
+    let mut scene = scene_with(40_000_000, keys, "[budget.month]\nvolume = '1 TB'");
+    if !wired(&scene, "without_rights_too_nothing_leaves_at_the_last_byte") {
+        return;
+    }
+    let interface = interface(&scene);
+    let keys = format!("interfaces = '{interface}'\n{keys}");
+    let volume = |bytes: u64| configure(&scene, &keys, &format!("[budget.month]\nvolume = {bytes}"));
+    volume(1_000_000_000_000);
+    let sent_before = sent_by_interface(&scene, &interface);
+    let daemon = without_rights(&mut scene);
+    let used = |scene: &Scene| node(scene)["budget"]["used"].as_u64().unwrap();
+    let used_before = used(&scene);
+    let url = format!("http://{}/{LARGE}", scene.cluster.volunteers()[0].delivery());
+    let curl = Program::new("curl").args(["--silent", "--output", "/dev/null", "--connect-timeout", "1"]);
+    let download = curl.clone().arg(&url);
+    let downloads: Vec<Process> =
+        (0..CUSTOMERS).map(|n| scene.customer.start(&format!("last-{n}"), &download).unwrap()).collect();
+    scene.wait("the downloads to be under way", || Ok(used(&scene) > used_before + 15_000_000)).unwrap();
+    let volume = |bytes: u64| configure(&scene, &keys, &format!("[budget.month]\nvolume = {bytes}"));
+    let end = used(&scene) + 20_000_000;
+    volume(end);
+    daemon.signal(Signal::HUP).unwrap();
+    for download in &downloads {
+        assert!(!download.wait(2 * PATIENCE).unwrap().success(), "not all of it could be sent");
+    }
+    // What is kept for refusals is used for them, and then nobody is answered.
+    let refusals = curl.args(["--fail-early", "--no-keepalive", "--header", "Connection: close"]);
+    let refusals = refusals.arg(format!("{url}?n=[1-2000]"));
+    let refused = scene.customer.run(&refusals, 4 * PATIENCE).unwrap();
+    assert_eq!(refused.status.code(), Some(CURL_TIMED_OUT), "{}", refused.stderr);
+    // Without the classifiers' help, and by the interface's own count: all that was sent, heartbeats included.
+    let sent = sent_by_interface(&scene, &interface) - sent_before;
+    let used_now = used(&scene);
+    let chunks = CUSTOMERS * (64 << 10);
+    assert!(used_now <= end + chunks && used_now > end - 2_000_000, "{used_now} of {end}");
+    let now = Sent::read(&node(&scene), &interface).unwrap();
+    let donated = sent.saturating_sub(now.control);
+    let volume_left = end - used_before;
+    assert!(donated <= volume_left + chunks, "{donated} of {volume_left}");
+    eprintln!("{donated} of {volume_left} bytes left: {:+}", donated as i64 - volume_left as i64);
+
+    // However many come, it costs the owner nothing.
+    let before = Sent::read(&node(&scene), &interface).unwrap();
+    for _ in 0..5 {
+        assert_eq!(scene.customer.run(&download, PATIENCE).unwrap().status.code(), Some(CURL_TIMED_OUT));
+    }
+    let later = || Sent::read(&node(&scene), &interface).filter(|now| now.is_later(&before));
+    scene.wait("another heartbeat", || Ok(later().is_some())).unwrap();
+    let now = later().unwrap();
+    assert_eq!((now.delivery, now.sync), (before.delivery, before.sync));
+
+    volume(2 * end + 100_000_000);
+    daemon.signal(Signal::HUP).unwrap();
+    scene
+        .wait("it to answer again", || Ok(scene.customer.run(&download, PATIENCE)?.status.success()))
+        .unwrap();
+    assert!(daemon.stop(PATIENCE).unwrap().success());
+}
+
+#[test]
 fn a_connection_is_never_faster_than_its_ceiling() {
     // TCP paces by itself where no queue does: the kernel keeps this, not the serving path.
     // It lets a connection's first ten segments go at once, which on loopback are 655 kB: of 16 MB that is little.
@@ -393,18 +472,8 @@ fn without_rights_the_sockets_are_counted_within_a_thousandth() {
     }
     let interface = interface(&scene);
     configure(&scene, &format!("interfaces = '{interface}'\nlocal_networks = ['0.0.0.0/0']"), "");
-    scene.cluster.volunteer_mut(0).unwrap().kill().unwrap();
-    let program = Program::new("setpriv")
-        .args(["--bounding-set", "-all", "--inh-caps", "-all"])
-        .arg(scene.cluster.program("dataplane"))
-        .args(["run", "--state"])
-        .arg(state(&scene));
+    let daemon = without_rights(&mut scene);
     let delivery = scene.cluster.volunteers()[0].delivery();
-    let daemon = host(&scene).start("unprivileged", &program).unwrap();
-    daemon.wait_for_port(&host(&scene), delivery, PATIENCE).unwrap();
-    scene.wait("control to know how it counts", || Ok(node(&scene)["source"]["kind"] == "sockets")).unwrap();
-    let why = node(&scene)["source"]["why"].as_str().unwrap().to_owned();
-    assert!(why.contains("CAP_"), "{why}");
     let quiet = |scene: &Scene| {
         let mut last = None;
         scene
@@ -509,6 +578,67 @@ fn the_kernels_queue_keeps_the_rate_too_and_never_takes_anothers_place_unasked()
     assert!(daemon.stop(PATIENCE).unwrap().success());
 }
 
+#[test]
+fn the_kernels_queue_follows_interfaces_that_appear_and_come_back() {
+    let scene = scene("", "");
+    if !wired(&scene, "the_kernels_queue_follows_interfaces_that_appear_and_come_back") {
+        return;
+    }
+    let run = |program: &str, command: &str| {
+        let finished = host(&scene).run(&Program::new(program).args(command.split(' ')), PATIENCE).unwrap();
+        assert!(finished.status.success(), "{program} {command}: {}", finished.stderr);
+        finished.text()
+    };
+    let queue = |device: &str| run("tc", &format!("qdisc show dev {device}"));
+    let wait_for_queue = |device: &str| {
+        scene.wait("its queue", || Ok(queue(device).contains("qdisc htb 4652: root"))).unwrap();
+    };
+    configure(
+        &scene,
+        "interfaces = 'frlate*'\npins = 'off'\ndonated_rate = '40 Mbit/s'",
+        "[budget]\nhard_limit = 'on'",
+    );
+    assert!(scene.cluster.volunteers()[0].process().unwrap().stop(PATIENCE).unwrap().success());
+    let program =
+        Program::new(scene.cluster.program("dataplane")).args(["run", "--state"]).arg(state(&scene));
+    let delivery = scene.cluster.volunteers()[0].delivery();
+    let daemon = host(&scene).start("late", &program).unwrap();
+    daemon.wait_for_port(&host(&scene), delivery, PATIENCE).unwrap();
+
+    for _ in 0..2 {
+        run("ip", "link add frlate0 type veth peer name frother0");
+        wait_for_queue("frlate0");
+        run("ip", "link del frlate0");
+    }
+    // A rate that changed in between is the one of the next.
+    configure(
+        &scene,
+        "interfaces = 'frlate*'\npins = 'off'\ndonated_rate = '80 Mbit/s'",
+        "[budget]\nhard_limit = 'on'",
+    );
+    daemon.signal(Signal::HUP).unwrap();
+    scene
+        .wait("the new rate to be read", || Ok(daemon.log()?.contains("the configuration was read again")))
+        .unwrap();
+    run("ip", "link add frlate1 type veth peer name frother1");
+    wait_for_queue("frlate1");
+    assert!(run("tc", "class show dev frlate1").contains("ceil 80Mbit"));
+    // One that has a queue of somebody's is left alone, and the others are kept all the same.
+    run("ip", "link add frother2 type veth peer name frother3");
+    run("tc", "qdisc add dev frother2 root handle 7: pfifo limit 1000");
+    run("ip", "link set frother2 name frlate2");
+    scene.wait("it to be told of", || Ok(daemon.log()?.contains("found pfifo with handle 7:"))).unwrap();
+    assert!(queue("frlate2").contains("pfifo 7: root"), "{}", queue("frlate2"));
+    run("ip", "link add frlate3 type veth peer name frother4");
+    wait_for_queue("frlate3");
+    assert!(daemon.stop(PATIENCE).unwrap().success());
+    for device in ["frlate1", "frlate3"] {
+        assert!(!queue(device).contains("htb"), "a stop leaves nothing: {}", queue(device));
+    }
+}
+
+/// curl's exit status when a connection or a transfer takes too long.
+const CURL_TIMED_OUT: i32 = 28;
 const KILLS: u64 = 20;
 const CUSTOMERS: u64 = 8;
 /// What is kept for sending customers back, and a file of [`LARGE_BYTES`] with its headers at their most.
