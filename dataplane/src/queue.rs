@@ -183,8 +183,13 @@ impl Queues {
     /// Gives every interface of the choice its queue. Returns the first thing that failed; the rest is done.
     fn follow(&mut self) -> Result<(), QueueError> {
         let present = self.interfaces.present()?;
-        // With its interface, a queue is gone too.
-        self.set_up.retain(|had| present.contains(had));
+        self.set_up.retain(|had| {
+            let stays = present.contains(had);
+            if !stays {
+                take_away(had);
+            }
+            stays
+        });
         self.left_alone.retain(|had| present.contains(had));
         let mut failed = None;
         for at in present {
@@ -243,13 +248,16 @@ impl Queues {
 
 impl Drop for Queues {
     fn drop(&mut self) {
-        for (index, interface) in &self.set_up {
-            match Netlink::open().and_then(|mut netlink| netlink.remove(*index)) {
-                Ok(()) => tracing::info!(interface, "the kernel's default queue is back"),
-                // With its interface, the queue is gone too.
-                Err(error) => tracing::debug!(interface, %error, "no queue is left to be removed"),
-            }
-        }
+        self.set_up.iter().for_each(take_away);
+    }
+}
+
+/// Puts the kernel's default queue back.
+fn take_away((index, interface): &Interface) {
+    match Netlink::open().and_then(|mut netlink| netlink.remove(*index)) {
+        Ok(()) => tracing::info!(interface, "the kernel's default queue is back"),
+        // With its interface, the queue is gone too.
+        Err(error) => tracing::debug!(interface, %error, "no queue is left to be removed"),
     }
 }
 

@@ -67,7 +67,9 @@ impl SocketMeter {
             );
         }
         // It had connected when the switch was thrown.
-        self.cut_within(&mut shard, |class| self.register.switch.is_off(class));
+        if self.register.switch.is_off(known(class)) {
+            self.cut_within(&mut shard, |open| open == known(class));
+        }
     }
 
     /// The connection is about to be closed; `socket` must still answer `TCP_INFO`.
@@ -106,7 +108,9 @@ impl SocketMeter {
         let open = Open { socket: Arc::clone(&socket), class, ends, last: Last::default() };
         let mut shard = self.shard(key);
         shard.open.insert(key, open);
-        self.cut_within(&mut shard, |class| self.register.switch.is_off(class));
+        if self.register.switch.is_off(class) {
+            self.cut_within(&mut shard, |open| open == class);
+        }
         drop(shard);
         Ok(MeteredSocket { watched: Some((self.clone(), key)) })
     }
