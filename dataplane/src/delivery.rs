@@ -130,8 +130,8 @@ impl DeliverySite {
         };
         self.counters.sent_back();
         // Whoever stores this answer would send later customers back without need.
-        let headers = vec![(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-        Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers })
+        let headers = [(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+        Answer::Redirect(Redirect::new(StatusCode::FOUND, &location, &headers))
     }
 
     fn refuse_ticket(&self, why: &TicketError) -> Answer {

@@ -5,9 +5,9 @@ use std::io::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use freshet_api::NodeId;
 use freshet_api::ticket::TicketError;
+use freshet_engine::{Fields, InvalidField};
 use http::header::{CACHE_CONTROL, HeaderName, HeaderValue, LINK, LOCATION};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -29,113 +29,81 @@ pub(super) fn of_content(entry: &FileEntry<'_>, encoded_path: &str) -> Vec<(Head
     fields.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value).ok()?))).collect()
 }
 
-/// The fields of a redirect, written into one buffer that they all share.
+/// What a redirect for one file says, written into the buffer that is sent.
 pub(super) struct RedirectHead<'a> {
     entry: &'a FileEntry<'a>,
     path: &'a str,
     encoded: Cow<'a, str>,
-    bytes: Vec<u8>,
-    ends: [(HeaderName, usize); FIELDS_MAX],
-    count: usize,
+    expires: u32,
+    tried: &'a [NodeId],
 }
 
 impl<'a> RedirectHead<'a> {
     /// Of a redirect for this file under this (decoded) path.
-    pub(super) fn new(entry: &'a FileEntry<'a>, path: &'a str) -> Self {
-        Self {
-            entry,
-            path,
-            encoded: encode(path),
-            bytes: Vec::with_capacity(BYTES_USUAL),
-            ends: [const { (LINK, 0) }; FIELDS_MAX],
-            count: 0,
-        }
+    pub(super) fn new(entry: &'a FileEntry<'a>, path: &'a str, expires: u32, tried: &'a [NodeId]) -> Self {
+        Self { entry, path, encoded: encode(path), expires, tried }
     }
 
     /// `Location` is the first of `routes`; then the checksums of [`of_content`], and all of `routes` as `Link`s
     /// (RFC 6249). `None` without any route.
-    pub(super) fn with<'r>(
-        mut self,
-        routes: impl Iterator<Item = &'r Route>,
-        expires: u32,
-        tried: &[NodeId],
-    ) -> Option<(HeaderValue, Vec<(HeaderName, HeaderValue)>)> {
-        for (route, place) in routes.zip(0usize..) {
-            if place == 0 {
-                self.url(route, expires, tried)?;
-                let location = 0..self.bytes.len();
-                self.end(LOCATION);
-                self.content();
-                self.bytes.extend_from_slice(b"no-store");
-                self.end(CACHE_CONTROL);
-                self.bytes.push(b'<');
-                self.bytes.extend_from_within(location);
-                self.bytes.extend_from_slice(b">; rel=duplicate; pri=1");
-                self.end(LINK);
-                continue;
-            }
-            if self.count >= FIELDS_MAX {
-                break;
-            }
-            self.bytes.push(b'<');
-            self.url(route, expires, tried)?;
-            // Writing to memory does not fail.
-            let _ = write!(self.bytes, ">; rel=duplicate; pri={}", place + 1);
-            self.end(LINK);
+    pub(super) fn with<'r>(&self, mut routes: impl Iterator<Item = &'r Route>) -> Option<Fields> {
+        let mut fields = Fields::new();
+        let (first, mut location, mut sealed) = (routes.next()?, 0..0, Some(()));
+        let written = fields.write(&LOCATION, |value| {
+            location.start = value.len();
+            sealed = self.url(value, first);
+            location.end = value.len();
+        });
+        written.ok().and(sealed)?;
+        self.content(&mut fields).ok()?;
+        fields.write(&CACHE_CONTROL, |value| value.extend_from_slice(b"no-store")).ok()?;
+        let duplicate = fields.write(&LINK, |value| {
+            value.push(b'<');
+            value.extend_from_within(location);
+            value.extend_from_slice(b">; rel=duplicate; pri=1");
+        });
+        duplicate.ok()?;
+        for (route, priority) in routes.zip(2u8..=DUPLICATES_MAX + 1) {
+            let written = fields.write(&LINK, |value| {
+                value.push(b'<');
+                sealed = self.url(value, route);
+                // Writing to memory does not fail.
+                let _ = write!(value, ">; rel=duplicate; pri={priority}");
+            });
+            written.ok().and(sealed)?;
         }
-        self.finish()
+        Some(fields)
     }
 
-    fn url(&mut self, route: &Route, expires: u32, tried: &[NodeId]) -> Option<()> {
-        ticketed_url(&mut self.bytes, route, self.path, &self.encoded, self.entry, expires, tried).ok()
+    fn url(&self, into: &mut Vec<u8>, route: &Route) -> Option<()> {
+        ticketed_url(into, route, self.path, &self.encoded, self.entry, self.expires, self.tried).ok()
     }
 
-    fn content(&mut self) {
+    fn content(&self, fields: &mut Fields) -> Result<(), InvalidField> {
         let sums = &self.entry.checksums;
         let mut digits = [0; 44];
         let sha256 = match STANDARD.encode_slice(sums.sha256, &mut digits) {
             Ok(length) => &digits[..length],
             Err(_) => unreachable!("32 bytes are 44 digits"),
         };
-        self.bytes.extend_from_slice(b"sha-256=:");
-        self.bytes.extend_from_slice(sha256);
-        self.bytes.push(b':');
-        self.end(REPR_DIGEST);
-        self.bytes.extend_from_slice(b"SHA-256=");
-        self.bytes.extend_from_slice(sha256);
-        self.end(DIGEST);
+        fields.write(&REPR_DIGEST, |value| {
+            value.extend_from_slice(b"sha-256=:");
+            value.extend_from_slice(sha256);
+            value.push(b':');
+        })?;
+        fields.write(&DIGEST, |value| {
+            value.extend_from_slice(b"SHA-256=");
+            value.extend_from_slice(sha256);
+        })?;
         let mut hexadecimal = [0; 32];
         if hex::encode_to_slice(sums.md4, &mut hexadecimal).is_ok() {
-            self.bytes.extend_from_slice(&hexadecimal);
-            self.end(CHECKSUM_MD4);
+            fields.write(&CHECKSUM_MD4, |value| value.extend_from_slice(&hexadecimal))?;
         }
-        self.bytes.push(b'<');
-        self.bytes.extend_from_slice(self.encoded.as_bytes());
-        self.bytes.extend_from_slice(DESCRIBED_BY);
-        self.end(LINK);
-    }
-
-    /// The field that was written since the last one.
-    fn end(&mut self, name: HeaderName) {
-        self.ends[self.count] = (name, self.bytes.len());
-        self.count += 1;
-    }
-
-    fn finish(self) -> Option<(HeaderValue, Vec<(HeaderName, HeaderValue)>)> {
-        let bytes = Bytes::from(self.bytes);
-        let mut begin = 0;
-        let mut location = None;
-        let mut fields = Vec::with_capacity(self.count);
-        for (name, end) in self.ends.into_iter().take(self.count) {
-            let value = HeaderValue::from_maybe_shared(bytes.slice(begin..end)).ok()?;
-            begin = end;
-            if name == LOCATION {
-                location = Some(value);
-            } else {
-                fields.push((name, value));
-            }
-        }
-        Some((location?, fields))
+        fields.write(&LINK, |value| {
+            value.push(b'<');
+            value.extend_from_slice(self.encoded.as_bytes());
+            value.extend_from_slice(DESCRIBED_BY);
+        })
     }
 }
 
@@ -207,12 +175,8 @@ const PLAIN: [bool; 256] = {
     plain
 };
 
-/// Checksums, where the Metalink is, and `Cache-Control`.
-const FIELDS_OF_CONTENT: usize = 5;
-/// With a location, the same as a duplicate, and as many others as may be asked for.
-const FIELDS_MAX: usize = FIELDS_OF_CONTENT + 2 + 8;
-/// With one duplicate and paths of usual lengths.
-const BYTES_USUAL: usize = 768;
+/// As many others as may be asked for.
+const DUPLICATES_MAX: u8 = 8;
 const TICKET_QUERY: &[u8] = b"?t=";
 const DESCRIBED_BY: &[u8] = b".meta4>; rel=describedby; type=\"application/metalink4+xml\"";
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");

@@ -273,14 +273,14 @@ impl FrontDoor {
         let chosen = routes.iter().next()?;
         let named = routes.iter().take(1 + self.options.duplicates);
         let expires = self.ticket_expiry(now);
-        let (location, headers) = RedirectHead::new(entry, path).with(named, expires, customer.tried())?;
+        let fields = RedirectHead::new(entry, path, expires, customer.tried()).with(named)?;
         if request.method == Method::Get {
             self.reservations.reserve(chosen.node, customer.promise(entry), ask.now);
             self.recent.note(customer.key(entry), chosen.node, ask.now);
         }
         FrontDoorCounters::count(&self.counters.redirects);
         FrontDoorCounters::add(&self.counters.redirected_bytes, customer.bytes);
-        Some(Answer::Redirect(Redirect { status: StatusCode::FOUND, location, headers }))
+        Some(Answer::Redirect(Redirect { status: StatusCode::FOUND, fields }))
     }
 
     /// The file itself, from the repository, as the answer for `path`.
@@ -348,11 +348,7 @@ impl FrontDoor {
             let location =
                 HeaderValue::try_from(format!("{}/", fields::encode_path(&format!("/{directory}"))));
             let location = location.ok()?;
-            return Some(Answer::Redirect(Redirect {
-                status: StatusCode::MOVED_PERMANENTLY,
-                location,
-                headers: Vec::new(),
-            }));
+            return Some(Answer::Redirect(Redirect::new(StatusCode::MOVED_PERMANENTLY, &location, &[])));
         }
         if let Some(entry) = index {
             return Some(self.origin(&entry, &format!("/{}", entry.path)));

@@ -68,11 +68,9 @@ impl Site for DirectorySite {
         let of_directory = request.path.ends_with(b"/");
         match why {
             Unavailable::Directory if !of_directory => match with_slash(request) {
-                Some(location) => Answer::Redirect(Redirect {
-                    status: StatusCode::MOVED_PERMANENTLY,
-                    location,
-                    headers: Vec::new(),
-                }),
+                Some(location) => {
+                    Answer::Redirect(Redirect::new(StatusCode::MOVED_PERMANENTLY, &location, &[]))
+                }
                 None => refuse(StatusCode::NOT_FOUND, "no such file here\n"),
             },
             Unavailable::NotFound if of_directory => {

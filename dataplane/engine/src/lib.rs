@@ -34,7 +34,10 @@ pub use limits::Limits;
 pub use observe::{Observer, Observers, ResponseRecord};
 pub use pace::{Grant, Pacer, Place};
 pub use server::{Listener, Running, Server, StartError, Stats, StatsReader};
-pub use site::{Answer, Body, FileAnswer, Method, Redirect, Refusal, Request, Root, Site, Unavailable};
+pub use site::{
+    Answer, Body, Fields, FileAnswer, InvalidField, Method, Redirect, Refusal, Request, Root, Site,
+    Unavailable,
+};
 
 /// The `Content-Type` by a path's ending, for sites whose files are stored under other names.
 pub fn content_type_of(path: &[u8]) -> ::http::HeaderValue {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ::http::{HeaderName, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 use crate::files::opened::{Content, Kept, read_resident};
 use crate::files::{Lookup, Missing, OpenFile};
@@ -161,7 +161,7 @@ fn resolve(core: &Core, exchange: &mut Exchange, client: &Client<'_>, mut answer
                 Lookup::Failed(why) => (wanted, why),
             },
             Answer::Body(body) => return Reply::Prepared(of_body(core, head, &body)),
-            Answer::Redirect(redirect) => return Reply::Prepared(of_redirect(core, head, &redirect)),
+            Answer::Redirect(redirect) => return of_redirect(core, head, redirect, client),
             Answer::Refusal(refusal) => return Reply::Prepared(of_refusal(core, head, &refusal)),
         };
         answer = ask_again(core, exchange, client, &wanted, &why);
@@ -429,11 +429,17 @@ fn of_body(core: &Core, head: &Head, body: &Body) -> Prepared {
     finish(core, head, body.status, writer, vec![segment(0..representation.size)], representation.size)
 }
 
-fn of_redirect(core: &Core, head: &Head, redirect: &Redirect) -> Prepared {
-    let mut writer = HeadWriter::new(redirect.status, &core.clock.date());
-    writer.field("Location", redirect.location.as_bytes());
-    writer.site_fields(&redirect.headers, |_| false).length(0);
-    finish(core, head, redirect.status, writer, Vec::new(), 0)
+/// A head and nothing behind it, in the buffer that the site wrote it into.
+fn of_redirect(core: &Core, head: &Head, redirect: Redirect, client: &Client<'_>) -> Reply {
+    let outline = Outline { status: redirect.status, promised: 0, close: close_after(core, head) };
+    let connection = connection_value(outline.close, head.version);
+    let (bytes, begin) = redirect.fields.finish(redirect.status, &core.clock.date(), connection);
+    let mut whole = Bytes::from(bytes);
+    whole.advance(begin);
+    if client.busy && outline.close == Close::Keep {
+        return Reply::Queued(outline, whole);
+    }
+    sent_at_once(core, client, outline, &whole, || whole.clone())
 }
 
 fn of_refusal(core: &Core, head: &Head, refusal: &Refusal) -> Prepared {
@@ -476,11 +482,7 @@ fn finish_closing(
     length: u64,
     close: Close,
 ) -> Prepared {
-    let connection = match (close, head.version) {
-        (Close::Keep, Version::Http11) => None,
-        (Close::Keep, Version::Http10) => Some("keep-alive"),
-        (Close::Now | Close::Linger, _) => Some("close"),
-    };
+    let connection = connection_value(close, head.version);
     let mut segments = VecDeque::with_capacity(body.len() + 1);
     segments.push_back(Segment::Frame(writer.end(connection).into()));
     let promised = if head.verb == Verb::Head {
@@ -491,6 +493,15 @@ fn finish_closing(
     };
     let transfer = Transfer::new(segments).before_the_end(close != Close::Keep);
     Prepared { transfer, outline: Outline { status, promised, close } }
+}
+
+/// What `Connection` says where the version's default does not say it.
+fn connection_value(close: Close, version: Version) -> Option<&'static str> {
+    match (close, version) {
+        (Close::Keep, Version::Http11) => None,
+        (Close::Keep, Version::Http10) => Some("keep-alive"),
+        (Close::Now | Close::Linger, _) => Some("close"),
+    }
 }
 
 fn close_after(core: &Core, head: &Head) -> Close {

@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+pub use crate::http::fields::{Fields, InvalidField};
+
 /// What decides the answer to a request.
 pub trait Site: Send + Sync + 'static {
     /// Answers a parsed and checked request of method GET or HEAD.
@@ -138,10 +140,18 @@ pub struct Body {
 pub struct Redirect {
     /// A 3xx status; 302 unless there is a reason.
     pub status: StatusCode,
-    /// `Location`.
-    pub location: HeaderValue,
-    /// Further fields (checksums).
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// `Location`, and further fields (checksums).
+    pub fields: Fields,
+}
+
+impl Redirect {
+    /// A redirection with a few fields beside `location`.
+    pub fn new(status: StatusCode, location: &HeaderValue, headers: &[(HeaderName, HeaderValue)]) -> Self {
+        let mut fields = Fields::new();
+        fields.add(&http::header::LOCATION, location);
+        headers.iter().for_each(|(name, value)| fields.add(name, value));
+        Self { status, fields }
+    }
 }
 
 /// An error answer.

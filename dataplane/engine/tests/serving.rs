@@ -595,12 +595,11 @@ impl Site for Various {
                 last_modified: None,
                 headers: vec![],
             }),
-            b"/away" => Answer::Redirect(Redirect {
-                status: StatusCode::FOUND,
-                location: HeaderValue::from_str(&format!("http://volunteer{}?t=x", request.raw_path))
-                    .unwrap(),
-                headers: vec![(HeaderName::from_static("digest"), HeaderValue::from_static("md5=x"))],
-            }),
+            b"/away" => Answer::Redirect(Redirect::new(
+                StatusCode::FOUND,
+                &HeaderValue::from_str(&format!("http://volunteer{}?t=x", request.raw_path)).unwrap(),
+                &[(HeaderName::from_static("digest"), HeaderValue::from_static("md5=x"))],
+            )),
             b"/busy" => Answer::Refusal(Refusal {
                 close: true,
                 headers: vec![(http::header::RETRY_AFTER, HeaderValue::from_static("3"))],
@@ -647,11 +646,11 @@ impl Site for Various {
 
     fn unavailable(&self, request: &Request<'_>, file: &FileAnswer, why: &Unavailable) -> Answer {
         match why {
-            Unavailable::Changed { size: 10, .. } => Answer::Redirect(Redirect {
-                status: StatusCode::FOUND,
-                location: HeaderValue::from_static("http://frontdoor/"),
-                headers: Vec::new(),
-            }),
+            Unavailable::Changed { size: 10, .. } => Answer::Redirect(Redirect::new(
+                StatusCode::FOUND,
+                &HeaderValue::from_static("http://frontdoor/"),
+                &[],
+            )),
             Unavailable::NotFound if request.path == b"/endless" => Answer::File(file.clone()),
             _ => Answer::Refusal(Refusal::new(StatusCode::IM_A_TEAPOT, why.to_string())),
         }

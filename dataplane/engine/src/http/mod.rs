@@ -4,6 +4,7 @@ pub(crate) mod body;
 pub(crate) mod conditional;
 pub(crate) mod content_type;
 pub(crate) mod digest;
+pub(crate) mod fields;
 pub(crate) mod head;
 pub(crate) mod multipart;
 pub(crate) mod plan;

@@ -26,13 +26,7 @@ impl HeadWriter {
     /// Begins with the status line, the date and the server's name.
     pub(crate) fn new(status: StatusCode, date: &Date) -> Self {
         let mut bytes = Vec::with_capacity(HEAD_BYTES_TYPICAL);
-        bytes.extend_from_slice(b"HTTP/1.1 ");
-        bytes.extend_from_slice(status.as_str().as_bytes());
-        bytes.push(b' ');
-        bytes.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
-        bytes.extend_from_slice(b"\r\nDate: ");
-        bytes.extend_from_slice(date);
-        bytes.extend_from_slice(b"\r\nServer: freshet\r\n");
+        first_lines(&status, date).into_iter().for_each(|part| bytes.extend_from_slice(part));
         Self { bytes }
     }
 
@@ -95,8 +89,15 @@ impl HeadWriter {
     }
 }
 
+/// The status line, the date and the server's name, in parts.
+pub(crate) fn first_lines<'a>(status: &'a StatusCode, date: &'a Date) -> [&'a [u8]; 7] {
+    let reason = status.canonical_reason().unwrap_or("");
+    let code = status.as_str().as_bytes();
+    [b"HTTP/1.1 ", code, b" ", reason.as_bytes(), b"\r\nDate: ", date, b"\r\nServer: freshet\r\n"]
+}
+
 /// Fields that frame the message or belong to the connection.
-fn is_engines_own(name: &HeaderName) -> bool {
+pub(crate) fn is_engines_own(name: &HeaderName) -> bool {
     use ::http::header;
     [
         header::CONNECTION,
