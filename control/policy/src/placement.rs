@@ -201,46 +201,60 @@ fn place_collections(hosts: &[Host], rooms: &mut [Room], collections: &[Collecti
     }
 }
 
+/// Hot files share uplinks in proportion to their demand where there is not enough for all: otherwise the first would
+/// take everything, and customers of the others would find nobody.
 fn place_hot(hosts: &[Host], rooms: &mut [Room], hot: &[HotFile], terms: &PlacementTerms) {
-    let mut order: Vec<&HotFile> = hot.iter().collect();
+    let mut order: Vec<&HotFile> = hot.iter().filter(|file| is_hot(hosts, file, terms)).collect();
     order.sort_by(|a, b| {
         density(b.demand, b.size).total_cmp(&density(a.demand, a.size)).then(a.file.cmp(&b.file))
     });
-    for file in order {
-        let held = hosts.iter().any(|host| host.hot.contains(&file.file));
-        // Hysteresis: what is already out stays until its demand has fallen well below the threshold.
-        let threshold = terms.hot_demand.0 as f64 * if held { terms.cooled_part } else { 1.0 };
-        if (file.demand.0 as f64) < threshold {
-            continue;
-        }
-        let mut wanted = file.demand.0 as f64 * terms.headroom;
-        for room in rooms.iter_mut().filter(|room| room.collections.contains(&file.collection)) {
-            wanted -= take(room, wanted);
-        }
-        let mut ranked: Vec<usize> = (0..hosts.len()).collect();
-        ranked.sort_by(|&a, &b| {
-            let holds = |index: usize| hosts[index].hot.contains(&file.file);
-            let score = |index: usize| rendezvous(&hosts[index], u64::from(file.file.0) << 32);
-            // Whoever has it keeps it; a copy made is capacity.
-            holds(b)
-                .cmp(&holds(a))
-                .then(score(b).total_cmp(&score(a)))
-                .then(hosts[a].node.cmp(&hosts[b].node))
-        });
-        for index in ranked {
-            if wanted <= 0.0 {
-                break;
-            }
-            let room = &mut rooms[index];
-            let covered = room.collections.contains(&file.collection);
-            if covered || room.space < file.size.0 || room.uplink <= 0.0 {
-                continue;
-            }
-            room.space -= file.size.0;
-            room.hot.insert(file.file);
-            wanted -= take(room, wanted);
+    let wanted = |file: &HotFile| file.demand.0 as f64 * terms.headroom;
+    let asked: f64 = order.iter().map(|file| wanted(file)).sum();
+    let there: f64 = rooms.iter().map(|room| room.uplink).sum();
+    let mut booked = vec![0.0; order.len()];
+    // What is left because others found no space is for whoever can use it.
+    for part in [(there / asked.max(1.0)).min(1.0), 1.0] {
+        for (file, booked) in order.iter().zip(&mut booked) {
+            *booked += place_file(hosts, rooms, file, wanted(file) * part - *booked);
         }
     }
+}
+
+/// Whether a file is asked for so much that it is placed by itself.
+fn is_hot(hosts: &[Host], file: &HotFile, terms: &PlacementTerms) -> bool {
+    let held = hosts.iter().any(|host| host.hot.contains(&file.file));
+    // Hysteresis: what is already out stays until its demand has fallen well below the threshold.
+    let threshold = terms.hot_demand.0 as f64 * if held { terms.cooled_part } else { 1.0 };
+    file.demand.0 as f64 >= threshold
+}
+
+/// Books up to `wanted` of uplinks for a file, with as many more copies as that takes; returns how much was found.
+fn place_file(hosts: &[Host], rooms: &mut [Room], file: &HotFile, wanted: f64) -> f64 {
+    let mut left = wanted;
+    let has = |room: &Room| room.collections.contains(&file.collection) || room.hot.contains(&file.file);
+    for room in rooms.iter_mut().filter(|room| has(room)) {
+        left -= take(room, left);
+    }
+    let mut ranked: Vec<usize> = (0..hosts.len()).collect();
+    ranked.sort_by(|&a, &b| {
+        let holds = |index: usize| hosts[index].hot.contains(&file.file);
+        let score = |index: usize| rendezvous(&hosts[index], u64::from(file.file.0) << 32);
+        // Whoever has it keeps it; a copy made is capacity.
+        holds(b).cmp(&holds(a)).then(score(b).total_cmp(&score(a))).then(hosts[a].node.cmp(&hosts[b].node))
+    });
+    for index in ranked {
+        if left < LITTLE {
+            break;
+        }
+        let room = &mut rooms[index];
+        if has(room) || room.space < file.size.0 || room.uplink < LITTLE {
+            continue;
+        }
+        room.space -= file.size.0;
+        room.hot.insert(file.file);
+        left -= take(room, left);
+    }
+    wanted - left
 }
 
 /// Books up to `wanted` of a room's uplink.
@@ -261,6 +275,9 @@ fn rendezvous(host: &Host, thing: u64) -> f64 {
     let weight = (host.uplink.0 as f64 * host.availability.clamp(0.0, 1.0)).max(1.0);
     -weight / unit.max(f64::MIN_POSITIVE).ln()
 }
+
+/// Bytes per second for which no copy is made: what sums of fractions leave over.
+const LITTLE: f64 = 1.0;
 
 #[cfg(test)]
 mod tests {
@@ -345,6 +362,28 @@ mod tests {
         apply(&mut hosts, &last);
         assert!(hosts.iter().all(|host| host.hot.is_empty()));
         assert!(plan(&hosts, &[], &[], &terms).is_empty());
+    }
+
+    #[test]
+    fn hot_files_share_uplinks_by_demand_where_there_is_not_enough() {
+        let hosts: Vec<_> = (1..=30).map(volatile).collect();
+        let there: u64 = hosts.iter().map(|host| host.uplink.0).sum();
+        // Each alone would take everything; the small one comes first by its density.
+        let files = [hot(1, GB, there), hot(2, 8 * GB, there), hot(3, 8 * GB, 3 * there)];
+        let orders = plan(&hosts, &[], &files, &PlacementTerms::default());
+        let copies = |file| orders.iter().filter(|(_, order)| *order == Order::Fetch(FileId(file))).count();
+        // A fifth, a fifth and three fifths of thirty; a host whose uplink two share counts for both.
+        assert!((5..=8).contains(&copies(1)) && (5..=8).contains(&copies(2)), "{orders:?}");
+        assert!((17..=20).contains(&copies(3)), "{orders:?}");
+    }
+
+    #[test]
+    fn what_has_no_space_leaves_its_part_to_the_others() {
+        let hosts: Vec<_> = (1..=10).map(|node| Host { space: Bytes(5 * GB), ..volatile(node) }).collect();
+        let files = [hot(1, GB, 1_000_000_000), hot(2, 8 * GB, 1_000_000_000)];
+        let orders = plan(&hosts, &[], &files, &PlacementTerms::default());
+        assert_eq!(orders.len(), 10);
+        assert!(orders.iter().all(|(_, order)| *order == Order::Fetch(FileId(1))));
     }
 
     #[test]
