@@ -12,6 +12,7 @@ use freshet_api::{BytesPerSec, FileId, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::liveness::{Life, Liveness, LivenessTerms};
 use freshet_policy::rates::{CapacityEstimate, CounterRate};
+use freshet_policy::report_age::ReportAge;
 use freshet_policy::reservation::NodePace;
 use roaring::RoaringBitmap;
 
@@ -56,6 +57,8 @@ pub struct Session {
     pub capacity: BytesPerSec,
     /// What it sent to customers lately.
     pub delivery_rate: BytesPerSec,
+    /// How old the last heartbeat was when it came.
+    pub age: Duration,
 }
 
 impl Session {
@@ -66,8 +69,7 @@ impl Session {
             sending: self.delivery_rate,
             contending: self.heartbeat.delivery.active,
             saturated: self.delivery_rate.0 as f64 >= SATURATED * self.capacity.0 as f64,
-            // Heartbeats carry no time of writing, and two hosts' clocks need not agree.
-            age: Duration::ZERO,
+            age: self.age,
         }
     }
 }
@@ -134,6 +136,8 @@ struct Track {
     capacity: CapacityEstimate,
     capacity_from: (Option<BytesPerSec>, Option<BytesPerSec>),
     delivery_rate: CounterRate,
+    clock: ReportAge,
+    age: Duration,
 }
 
 impl Default for Track {
@@ -146,6 +150,8 @@ impl Default for Track {
             capacity: CapacityEstimate::new(None, None),
             capacity_from: (None, None),
             delivery_rate: CounterRate::new(RATE_TIME),
+            clock: ReportAge::default(),
+            age: Duration::ZERO,
         }
     }
 }
@@ -162,6 +168,7 @@ impl Track {
         let delta = std::mem::take(&mut heartbeat.holdings);
         let want_holdings = !self.apply(&delta);
         self.measure(&heartbeat, now);
+        self.age = self.clock.heard(heartbeat.boot, heartbeat.written_ms, now);
         self.last = Some((now, Arc::new(heartbeat)));
         Heard { stale: false, want_holdings }
     }
@@ -211,6 +218,7 @@ impl Track {
             holdings: Arc::clone(&self.holdings),
             capacity: if claimed { capacity } else { capacity.max(ASSUMED_RATE) },
             delivery_rate: self.delivery_rate.smoothed(),
+            age: self.age,
         })
     }
 }
@@ -236,6 +244,7 @@ pub(crate) mod testing {
         Heartbeat {
             boot,
             sequence,
+            written_ms: None,
             version: "0.1.0".into(),
             delivery_url: "http://192.0.2.1:8080".into(),
             sync_url: None,
@@ -294,6 +303,21 @@ mod tests {
         assert!(!tracker.heartbeat(NODE, heartbeat(1, 8, &[1, 2, 3], &[]), at(2.0)).want_holdings);
         // The same number of other files is noticed too.
         assert!(tracker.heartbeat(NODE, heartbeat(1, 9, &[1, 2, 4], &[]), at(3.0)).want_holdings);
+    }
+
+    #[test]
+    fn a_report_that_was_held_up_is_taken_for_what_was_then() {
+        let tracker = tracker();
+        let age = |sequence, written_ms, now: f64| {
+            let told = Heartbeat { written_ms: Some(written_ms), ..heartbeat(1, sequence, &[], &[]) };
+            tracker.heartbeat(NODE, told, at(now));
+            tracker.session(NODE, at(now)).unwrap().pace().age
+        };
+        assert_eq!(age(1, 70_000, 1.0), Duration::ZERO);
+        assert_eq!(age(2, 71_000, 6.5), Duration::from_millis(4_500));
+        assert_eq!(age(3, 77_000, 8.0), Duration::ZERO);
+        tracker.heartbeat(NODE, heartbeat(1, 4, &[], &[]), at(12.0));
+        assert_eq!(tracker.session(NODE, at(12.0)).unwrap().pace().age, Duration::ZERO, "it does not tell");
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Agent {
     ///
     /// `closed` is told when control knows that no more customers may come (or doesn't answer).
     pub async fn run(mut self, closed: watch::Sender<bool>) {
-        let boot = rand::rng().random();
+        let (boot, begun) = (rand::rng().random(), std::time::Instant::now());
         let mut pulse = Pulse::default();
         let mut url = None;
         let mut sync_url = None;
@@ -106,7 +106,8 @@ impl Agent {
             let delivery_url = offer.public_url.as_ref().or(url.as_ref()).map(ToString::to_string);
             let wait = match delivery_url {
                 Some(delivery_url) => {
-                    let heartbeat = self.heartbeat(boot, sequence, delivery_url, sync_url.clone(), phase);
+                    let mut heartbeat = self.heartbeat(boot, sequence, delivery_url, sync_url.clone(), phase);
+                    heartbeat.written_ms = u64::try_from(begun.elapsed().as_millis()).ok();
                     let outcome =
                         tokio::time::timeout(HEARTBEAT_TIMEOUT, self.control.heartbeat(&heartbeat)).await;
                     match outcome.unwrap_or(Err(ControlError::Silent { waited: HEARTBEAT_TIMEOUT })) {
@@ -176,6 +177,8 @@ impl Agent {
         Heartbeat {
             boot,
             sequence,
+            // The caller's: it knows since when the daemon runs.
+            written_ms: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             delivery_url,
             sync_url,

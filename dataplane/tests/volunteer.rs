@@ -322,6 +322,7 @@ fn control_may_go_and_come_back() {
     let back = heartbeat_after(&control, before, "a heartbeat after all", |_| true);
     assert_eq!(back.boot, whole.boot);
     assert!(back.sequence > whole.sequence);
+    assert!(whole.written_ms.is_some() && back.written_ms > whole.written_ms);
 
     control.state().refuse = Some(StatusCode::UNAUTHORIZED);
     until("the log to say what to do", || daemon.log().contains("join again").then_some(()));

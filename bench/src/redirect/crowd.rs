@@ -169,6 +169,7 @@ fn member(origin: &Origin, api: &mut Api, number: u32) -> Result<Member> {
     let beat = Heartbeat {
         boot: 1,
         sequence: 1,
+        written_ms: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         delivery_url: format!("http://volunteer-{number:06}.example.org:8080"),
         sync_url: None,

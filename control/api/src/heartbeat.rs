@@ -16,6 +16,10 @@ pub struct Heartbeat {
     pub boot: u64,
     /// 1, 2, 3, … within this boot; an older one than the last is ignored.
     pub sequence: u64,
+    /// Milliseconds of the daemon's monotonic clock when this was written, from any origin that stays for `boot`: what it
+    /// says is of then, however late it arrives. None from a daemon that does not tell.
+    #[serde(default)]
+    pub written_ms: Option<u64>,
     /// The daemon's version.
     pub version: String,
     /// What customers are sent to, without a trailing `/`: `http://host:port`.

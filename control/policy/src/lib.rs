@@ -15,6 +15,7 @@ pub mod network;
 pub mod pacing;
 pub mod placement;
 pub mod rates;
+pub mod report_age;
 pub mod reservation;
 pub mod selection;
 pub mod steering;

@@ -271,6 +271,7 @@ impl Volunteer {
         let next = Heartbeat {
             boot: 1,
             sequence: 1,
+            written_ms: None,
             version: "0.1.0".into(),
             delivery_url: delivery_url.into(),
             sync_url: None,
