@@ -3,8 +3,8 @@
 //!
 //! Real `control` processes with a catalogue of millions of files, each with another number of volunteers that joined
 //! and said what they hold over the API. All servers run on one core, the client on another; every round gives each a
-//! turn, and ratios are taken within a round. Every request comes from another customer for a random file, and every
-//! answer is looked at.
+//! turn while the others stand still, and ratios are taken within a round. Every request comes from another customer for
+//! a random file, and every answer is looked at.
 
 mod api;
 mod crowd;
@@ -24,7 +24,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use self::crowd::Crowd;
-use self::origin::{Origin, Server};
+use self::origin::{Origin, Process, Server};
 use self::report::{Memory, Report, ServerReport};
 use crate::serve::client::{Client, histogram};
 use crate::serve::cpu::{CpuMeter, anonymous_bytes};
@@ -122,22 +122,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for server in fields.iter().map(|field| &field.origin.server).chain(nginx.as_ref()) {
         runs.push(Run::new(server, &paths, arguments)?);
     }
+    eprintln!("measuring");
+    for run in &runs {
+        run.process.pause()?;
+    }
     for round in 0..arguments.rounds as usize {
-        // Nobody is lost meanwhile: silence is five minutes long before that.
         for field in &mut fields {
-            if field.beaten.elapsed() > BEAT_AGAIN {
-                field.crowd.beat_all(&field.origin)?;
-                field.beaten = Instant::now();
-            }
+            field.keep_alive()?;
         }
         let count = runs.len();
         for step in 0..count {
-            runs[(round + step) % count].saturate(Duration::from_millis(arguments.turn_ms))?;
+            let run = &mut runs[(round + step) % count];
+            run.awake(|run| run.saturate(Duration::from_millis(arguments.turn_ms)))?;
         }
     }
     for run in &mut runs {
+        for field in &mut fields {
+            field.keep_alive()?;
+        }
         let field = fields.iter_mut().find(|field| field.origin.server.name == run.report.name);
-        run.at_share(arguments, field)?;
+        run.awake(|run| run.at_share(arguments, field))?;
+    }
+    for run in &runs {
+        run.process.resume()?;
     }
     for field in &fields {
         field.check()?;
@@ -167,6 +174,18 @@ struct Field {
 }
 
 impl Field {
+    /// Nobody is lost meanwhile: silence is five minutes long before that.
+    fn keep_alive(&mut self) -> Result<()> {
+        if self.beaten.elapsed() > BEAT_AGAIN {
+            let process = self.origin.server.process()?;
+            process.resume()?;
+            self.crowd.beat_all(&self.origin)?;
+            self.beaten = Instant::now();
+            process.pause()?;
+        }
+        Ok(())
+    }
+
     /// Whether the redirects were redirects to volunteers.
     fn check(&self) -> Result<()> {
         let mut api = self.origin.api()?;
@@ -248,6 +267,7 @@ fn copy_state(from: &Path, to: &Path) -> Result<()> {
 /// One server's client and what was measured with it.
 struct Run {
     server: String,
+    process: Process,
     client: Client,
     meter: CpuMeter,
     report: ServerReport,
@@ -261,7 +281,16 @@ impl Run {
         client.closed_loop(Duration::from_millis(arguments.turn_ms), &mut histogram()).with_context(name)?;
         let mut meter = CpuMeter::new(server.pid());
         meter.used()?;
-        Ok(Self { server: server.name.clone(), client, meter, report: ServerReport::new(&server.name) })
+        let (process, report) = (server.process()?, ServerReport::new(&server.name));
+        Ok(Self { server: server.name.clone(), process, client, meter, report })
+    }
+
+    /// Lets the server go on for a turn, and get over having stood still before anything counts.
+    fn awake(&mut self, turn: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.process.resume()?;
+        self.client.closed_loop(SETTLING, &mut histogram()).with_context(|| self.server.clone())?;
+        turn(self)?;
+        self.process.pause()
     }
 
     /// As many requests as the connections carry.
@@ -316,4 +345,6 @@ impl Run {
 const ITS_OWN: &[&str] = &["control.redb", "admin.json", "addresses.json", "tls.key", "tls.crt"];
 const CATALOGUE: &str = "catalog.redb";
 const AT_SHARE: Duration = Duration::from_millis(1_000);
+/// Warm caches, and what a control does once when it goes on.
+const SETTLING: Duration = Duration::from_millis(100);
 const BEAT_AGAIN: Duration = Duration::from_secs(120);

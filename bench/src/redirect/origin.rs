@@ -28,12 +28,42 @@ impl Server {
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Its first process, to be stopped while others are measured.
+    pub(super) fn process(&self) -> Result<Process> {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed());
+        Ok(Process(pid.context("expected a process")?))
+    }
+}
+
+/// A process that stands still while others are measured: what it does by itself would be their stalls.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Process(rustix::process::Pid);
+
+impl Process {
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(super) fn pause(self) -> Result<()> {
+        Ok(rustix::process::kill_process(self.0, rustix::process::Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(super) fn resume(self) -> Result<()> {
+        Ok(rustix::process::kill_process(self.0, rustix::process::Signal::CONT)?)
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         let asked = rustix::process::Pid::from_raw(self.child.id().cast_signed())
             .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        // It may be paused, and must hear of it.
+        let _ = self.process().and_then(Process::resume);
         if matches!(asked, Some(Ok(()))) {
             let deadline = Instant::now() + STOP_TIMEOUT;
             while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
