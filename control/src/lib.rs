@@ -15,6 +15,7 @@ mod metrics;
 pub mod observe;
 mod onlooker;
 pub mod operators;
+pub mod precedence;
 pub mod private_file;
 pub mod registry;
 pub mod reload;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use freshet_control::precedence::behind_the_rings;
 use freshet_control::reload::Reloader;
 use freshet_control::serve::{Addresses, Control};
 use freshet_control::settings::{LogFormat, Options, Settings};
@@ -148,6 +149,7 @@ fn run(settings: Settings, inherited: Inherited, reloader: Reloader) -> anyhow::
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(API_THREADS)
         .thread_name("api")
+        .on_thread_start(behind_the_rings)
         .enable_all()
         .build()
         .context("cannot start the API's threads")?;

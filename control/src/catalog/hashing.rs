@@ -15,6 +15,7 @@ use freshet_api::{ChecksumHasher, Checksums};
 use super::bell::Bell;
 use super::entry::Stamp;
 use super::tree::{self, Found, Node, Tree};
+use crate::precedence::behind_the_rings;
 
 /// One file to hash.
 #[derive(Debug)]
@@ -78,7 +79,10 @@ impl Desk {
         (0..threads.max(1))
             .map(|number| {
                 let desk = Arc::clone(self);
-                std::thread::Builder::new().name(format!("hash-{number}")).spawn(move || desk.serve())
+                std::thread::Builder::new().name(format!("hash-{number}")).spawn(move || {
+                    behind_the_rings();
+                    desk.serve();
+                })
             })
             .collect()
     }

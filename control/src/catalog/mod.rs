@@ -34,6 +34,7 @@ use self::hashing::Desk;
 use self::history::History;
 use self::keeper::Keeper;
 use self::store::Store;
+use crate::precedence::behind_the_rings;
 
 pub use self::entry::{EntryPath, FileEntry};
 pub use self::metadata::Patterns;
@@ -116,7 +117,10 @@ impl Catalog {
         let desk = Desk::new(bell);
         let mut threads = desk.hire(options.hash_threads).map_err(CatalogError::Thread)?;
         let keeper = Keeper::new(options, Arc::clone(&shared), Arc::clone(&desk), store, loaded);
-        let keeper = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || keeper.run());
+        let keeper = std::thread::Builder::new().name("catalog".to_owned()).spawn(move || {
+            behind_the_rings();
+            keeper.run();
+        });
         let catalog = Self { shared, desk, threads: Mutex::default() };
         // If the keeper could not be started, dropping the catalogue ends the hash threads.
         keeper.map(|keeper| threads.push(keeper)).map_err(CatalogError::Thread)?;

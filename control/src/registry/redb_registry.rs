@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::ledger::{InterfaceReading, Ledger};
 use super::node::{Ban, Invitation, Membership, Node, NodeName, Nodes};
 use super::{Joining, NODES_MAX, Pending, Registry, RegistryError};
+use crate::precedence::behind_the_rings;
 
 /// The embedded registry.
 #[derive(Debug)]
@@ -49,7 +50,10 @@ impl RedbRegistry {
             .name("registry".into())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || write_loop(&database, state, &shared, queue)
+                move || {
+                    behind_the_rings();
+                    write_loop(&database, state, &shared, queue);
+                }
             })
             .map_err(|error| OpenError { file: file.display().to_string(), reason: error.to_string() })?;
         Ok(Self { shared, sync_key, commands: Some(commands), writer: Some(writer) })
