@@ -158,7 +158,7 @@ impl FrontDoor {
         let mut record = Record { field: &field, verdicts: HashMap::new() };
         let choice = rules.selector().pick(&field, &facts, ask.now, self.next_seed(), &mut record);
         let considered = table.routes().map(|route| {
-            let candidate = field.candidate_of(route, &facts);
+            let candidate = field.candidate_of(route, &facts, false);
             let verdict = match (record.verdicts.get(&route.node), candidate.exclusion(&facts)) {
                 (Some(verdict), _) => *verdict,
                 (None, Some(exclusion)) => Verdict::Excluded(exclusion),
@@ -299,9 +299,10 @@ impl<'a, 'r> Holders<'a, 'r> {
         self.table.route(self.holders.node(index))
     }
 
-    fn candidate_of(&self, route: &Route, request: &RequestFacts<'_>) -> Candidate {
+    /// `certain` when the list it stands in says that it holds the file; otherwise it is asked.
+    fn candidate_of(&self, route: &Route, request: &RequestFacts<'_>, certain: bool) -> Candidate {
         let standing = match route.standing {
-            Standing::Ready | Standing::Suspect if !route.holdings.contains(self.file.0) => {
+            Standing::Ready | Standing::Suspect if !certain && !route.holdings.contains(self.file.0) => {
                 Standing::LacksFile
             }
             standing => standing,
@@ -340,7 +341,7 @@ impl Field for Holders<'_, '_> {
 
     fn candidate(&self, index: usize, request: &RequestFacts<'_>) -> Candidate {
         match self.route(index) {
-            Some(route) => self.candidate_of(route, request),
+            Some(route) => self.candidate_of(route, request, self.holders.is_certain(index)),
             None => gone(self.holders.node(index)),
         }
     }

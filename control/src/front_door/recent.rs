@@ -11,15 +11,20 @@ use freshet_policy::Moment;
 /// Recent redirects by customer and file.
 #[derive(Debug)]
 pub(super) struct Recent {
-    slots: Box<[Mutex<Slot>]>,
+    slots: Box<[Line]>,
 }
+
+/// A slot takes one line of the cache: most are cold when they are looked at.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(Mutex<Slot>);
 
 /// Where one customer was sent for one file, and when; newest last.
 pub(super) type Sent = Vec<(NodeId, Moment)>;
 
 impl Recent {
     pub(super) fn new() -> Self {
-        Self { slots: (0..SLOTS).map(|_| Mutex::default()).collect() }
+        Self { slots: (0..SLOTS).map(|_| Line::default()).collect() }
     }
 
     /// Remembers that the customer and file of `key` were sent to `node`.
@@ -29,9 +34,9 @@ impl Recent {
         if slot.key != key {
             *slot = Slot { key, ..Slot::default() };
         }
-        let place = slot.sent.iter().position(|sent| sent.0 == node.0).unwrap_or(slot.next);
-        slot.sent[place] = (node.0, now);
-        slot.next = (place + 1) % SENT_MAX;
+        let place = slot.nodes.iter().position(|sent| *sent == node.0).unwrap_or(usize::from(slot.next));
+        (slot.nodes[place], slot.times[place]) = (node.0, millis(now));
+        slot.next = ((place + 1) % SENT_MAX) as u8;
     }
 
     /// Where the customer was sent for the file within `window`.
@@ -40,27 +45,41 @@ impl Recent {
         if slot.key != key {
             return Sent::new();
         }
-        let recent = slot.sent.iter().filter(|(node, at)| *node != NOBODY && now.since(*at) < window);
-        recent.map(|&(node, at)| (NodeId(node), at)).collect()
+        let sent = slot.nodes.iter().zip(&slot.times);
+        let aged = sent.map(|(&node, &at)| (node, age(at, now)));
+        let recent = aged.filter(|(node, age)| *node != NOBODY && *age < window);
+        recent.map(|(node, age)| (NodeId(node), now.before(age))).collect()
     }
 
     fn slot(&self, key: u64) -> &Mutex<Slot> {
-        &self.slots[(key >> 32) as usize % SLOTS]
+        &self.slots[(key >> 32) as usize % SLOTS].0
     }
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     key: u64,
-    sent: [(u32, Moment); SENT_MAX],
-    next: usize,
+    /// Milliseconds; they begin again after seven weeks.
+    times: [u32; SENT_MAX],
+    nodes: [u32; SENT_MAX],
+    next: u8,
+}
+
+fn millis(at: Moment) -> u32 {
+    (at.0 / 1_000_000) as u32
+}
+
+/// How long before `now` that was. A moment a little after it is another thread's now.
+fn age(at: u32, now: Moment) -> Duration {
+    let passed = millis(now).wrapping_sub(at);
+    if passed > u32::MAX / 2 { Duration::ZERO } else { Duration::from_millis(passed.into()) }
 }
 
 /// Nodes are numbered from 1.
 const NOBODY: u32 = 0;
 /// Volunteers remembered for one customer and file.
 const SENT_MAX: usize = 4;
-/// Customers and files remembered (5 MB).
+/// Customers and files remembered (4 MB).
 const SLOTS: usize = 1 << 16;
 
 #[cfg(test)]
@@ -77,6 +96,11 @@ mod tests {
         let mut nodes: Vec<u32> = sent.into_iter().map(|(node, _)| node.0).collect();
         nodes.sort_unstable();
         nodes
+    }
+
+    #[test]
+    fn a_slot_is_one_line() {
+        assert_eq!(size_of::<Line>(), 64);
     }
 
     #[test]

@@ -31,25 +31,22 @@ use crate::tracker::Tracker;
 #[derive(Clone, Debug, Default)]
 pub struct RoutingTable {
     /// Routes by number, `1 << CHUNK_BITS` numbers to a chunk.
-    chunks: Vec<Arc<Chunk>>,
+    chunks: Vec<Chunk>,
     holders: Arc<HolderIndex>,
 }
 
-#[derive(Debug, Default)]
-struct Chunk {
-    routes: Vec<Option<Route>>,
-}
+type Chunk = Arc<[Option<Route>]>;
 
 impl RoutingTable {
     /// All of them, in the order of their numbers.
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.chunks.iter().flat_map(|chunk| chunk.routes.iter().flatten())
+        self.chunks.iter().flat_map(|chunk| chunk.iter().flatten())
     }
 
     /// By number.
     pub fn route(&self, node: NodeId) -> Option<&Route> {
         let chunk = self.chunks.get((node.0 >> CHUNK_BITS) as usize)?;
-        chunk.routes.get((node.0 & CHUNK_MASK) as usize)?.as_ref()
+        chunk.get((node.0 & CHUNK_MASK) as usize)?.as_ref()
     }
 
     /// Who may hold a file.
@@ -167,12 +164,8 @@ impl Routing {
     fn age_reservations(&self, part: usize) {
         let now = self.clock.now();
         let table = self.load();
-        for route in table
-            .chunks
-            .iter()
-            .skip(part)
-            .step_by(AGEING_TICKS)
-            .flat_map(|chunk| chunk.routes.iter().flatten())
+        for route in
+            table.chunks.iter().skip(part).step_by(AGEING_TICKS).flat_map(|chunk| chunk.iter().flatten())
         {
             if route.standing == Standing::Dead {
                 self.reservations.clear(route.node);
@@ -218,8 +211,7 @@ impl Builder {
         for (number, chunk) in chunks.iter_mut().enumerate() {
             let whole = all || self.due[number] <= sources.now;
             if whole || places.contains(&number) {
-                *chunk =
-                    Arc::new(self.chunk(number, chunk, sources, |node| whole || touched.contains(&node)));
+                *chunk = self.chunk(number, chunk, sources, |node| whole || touched.contains(&node));
             }
         }
         let mut table = RoutingTable { chunks, holders: Arc::default() };
@@ -230,7 +222,7 @@ impl Builder {
     fn chunk(
         &mut self,
         number: usize,
-        before: &Chunk,
+        before: &[Option<Route>],
         sources: &Sources<'_>,
         changed: impl Fn(NodeId) -> bool,
     ) -> Chunk {
@@ -241,7 +233,7 @@ impl Builder {
         let mut due = sources.now + REFRESHED_WITHIN;
         for node in sources.nodes.range(ids) {
             let place = (node.id.0 & CHUNK_MASK) as usize;
-            let was = before.routes.get(place).and_then(Option::as_ref);
+            let was = before.get(place).and_then(Option::as_ref);
             routes[place] = match was {
                 Some(was) if !changed(node.id) => Some(was.clone()),
                 was => Route::of(node, sources.tracker.session(node.id, sources.now), was, |address| {
@@ -252,7 +244,7 @@ impl Builder {
         }
         self.due[number] = due;
         for (place, route) in routes.iter().enumerate() {
-            let was = before.routes.get(place).and_then(Option::as_ref);
+            let was = before.get(place).and_then(Option::as_ref);
             let node = NodeId(first + place as u32);
             match (was, route) {
                 (_, Some(route)) => self.book.hold(node, &route.holdings),
@@ -264,7 +256,7 @@ impl Builder {
                 tell_change(was, route);
             }
         }
-        Chunk { routes }
+        routes.into()
     }
 }
 
@@ -301,20 +293,19 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 impl RoutingTable {
     /// A table of these alone.
     fn of(routes: impl IntoIterator<Item = Route>) -> Self {
-        let mut table = Self::default();
+        let mut chunks: Vec<Vec<Option<Route>>> = Vec::new();
         let mut book = HolderBook::default();
         for route in routes {
             let (chunk, place) =
                 ((route.node.0 >> CHUNK_BITS) as usize, (route.node.0 & CHUNK_MASK) as usize);
-            table.chunks.resize_with(table.chunks.len().max(chunk + 1), Arc::default);
-            let chunk = Arc::get_mut(&mut table.chunks[chunk]).unwrap();
-            chunk.routes.resize_with(chunk.routes.len().max(place + 1), || None);
+            chunks.resize_with(chunks.len().max(chunk + 1), Vec::new);
+            let chunk = &mut chunks[chunk];
+            chunk.resize_with(chunk.len().max(place + 1), || None);
             book.hold(route.node, &route.holdings);
             book.weigh(route.node, route.weight());
-            chunk.routes[place] = Some(route);
+            chunk[place] = Some(route);
         }
-        table.holders = book.publish(1);
-        table
+        Self { chunks: chunks.into_iter().map(Into::into).collect(), holders: book.publish(1) }
     }
 }
 
@@ -335,7 +326,7 @@ pub(crate) mod testing {
             node: NodeId(node),
             name: format!("n{node}").parse().unwrap(),
             ticket_key: TicketKey([1; 32]),
-            sealer: Arc::new(TicketKey([1; 32]).sealer()),
+            sealer: TicketKey([1; 32]).sealer(),
             standing: Standing::Ready,
             state: NodeState::Active,
             reason: None,

@@ -18,15 +18,16 @@ use crate::moment::Moment;
 
 /// Open downloads of one node by class of size.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct OpenDownloads {
-    /// Expected number (`f32` bits, upper half) as of a moment (milliseconds, lower half).
-    classes: [AtomicU64; CLASSES],
     /// What the node can send per second; 0 while unknown.
     rate: AtomicU64,
     /// What a client takes per second when nothing else is in its way; 0 while unknown.
     client: AtomicU64,
     /// What one download was expected to get per second when the node was last heard of.
     each: AtomicU64,
+    /// Expected number (`f32` bits, upper half) as of a moment (milliseconds, lower half).
+    classes: [AtomicU64; CLASSES],
 }
 
 /// What was expected at a few moments, so that reports that come later can be compared with it.
