@@ -102,8 +102,8 @@ fn shown(name: &HeaderName) -> &str {
 
 /// For the engine's lines: 71 bytes and a reason.
 const ROOM: usize = 128;
-/// A head of usual length.
-const CAPACITY: usize = 1_024;
+/// A redirect with checksums, tickets and a duplicate has a thousand bytes.
+const CAPACITY: usize = 1_536;
 
 #[cfg(test)]
 mod tests {
