@@ -128,9 +128,10 @@ impl HolderBook {
         // How many files there are in a block, and not numbers of files that are gone, its best holder tells.
         let enough = nodes.iter().map(count).max().unwrap_or(0).div_ceil(MOST_PARTS);
         let mut cohorts: Vec<u16> =
-            (0u16..).zip(&sizes).filter(|(_, size)| **size >= enough.max(1)).map(|(set, _)| set).collect();
-        // Those with the most members.
-        cohorts.sort_by_key(|&set| std::cmp::Reverse(sets[usize::from(set)].1));
+            (0u16..).zip(&sizes).filter(|(_, size)| **size > 0).map(|(set, _)| set).collect();
+        // Those that spare the most entries in the other lists.
+        let spares = |set: u16| sizes[usize::from(set)] * u64::from(sets[usize::from(set)].1);
+        cohorts.sort_by_key(|&set| std::cmp::Reverse(spares(set)));
         cohorts.truncate(COHORTS_MAX);
         let mut lists = vec![Vec::new(); cohorts.len()];
         let (mut most, mut few) = (Vec::new(), Vec::new());
