@@ -7,6 +7,7 @@ pub mod balance;
 mod bearer;
 pub mod catalog;
 pub mod clock;
+pub mod downloads;
 pub mod events;
 pub mod flow;
 pub mod front_door;

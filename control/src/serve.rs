@@ -20,6 +20,7 @@ use crate::audit::AuditLog;
 use crate::balance::{Desk, NetworkMap, Planner, Steward, StewardRooms};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::clock::Clock;
+use crate::downloads::Downloads;
 use crate::events::Events;
 use crate::flow::Flows;
 use crate::front_door::{FrontDoor, FrontDoorOptions, FrontDoorRooms};
@@ -46,6 +47,8 @@ pub struct Control {
     api: JoinHandle<()>,
     status: Option<JoinHandle<()>>,
     onlooker: JoinHandle<()>,
+    counting: JoinHandle<()>,
+    downloads: Arc<Downloads>,
     rooms: Arc<Api>,
     routing: JoinHandle<()>,
     balancing: JoinHandle<()>,
@@ -118,6 +121,7 @@ impl Control {
         let root = Root::open(&settings.repo)
             .with_context(|| format!("cannot open the repository {}", settings.repo.display()))?;
 
+        let downloads = Downloads::open(&state.join(DOWNLOADS_FILE), Arc::clone(&catalog))?;
         let addresses = Arc::new(OnceLock::new());
         let front_door = Arc::new(FrontDoor::new(
             front_door_options(&settings, Arc::clone(&addresses)),
@@ -126,6 +130,7 @@ impl Control {
                 routing: Arc::clone(&routing),
                 reservations: Arc::clone(&reservations),
                 balance: Arc::clone(&balance),
+                downloads: Arc::clone(&downloads),
                 root: Arc::clone(&root),
             },
             clock,
@@ -211,6 +216,7 @@ impl Control {
                 .with_context(|| format!("cannot open the audit log in {}", state.display()))?,
             events: Arc::new(Events::new()),
             flows: Arc::new(Flows::default()),
+            downloads: Arc::clone(&downloads),
             verifier: Verifier::new(settings.repo.clone())?,
             engine: stats,
             restart: Restart { possible: restartable, asked: watch::channel(false).0 },
@@ -243,6 +249,8 @@ impl Control {
             api: tokio::spawn(api_server.run(Arc::clone(&api).router(), stopped(stopping), API_GRACE)),
             status,
             onlooker: tokio::spawn(Onlooker::new(Arc::clone(&api)).run()),
+            counting: tokio::spawn(Arc::clone(&downloads).run()),
+            downloads,
             rooms: api,
             routing: tokio::spawn(async move { routing.keep_current().await }),
             balancing: tokio::spawn(balancing.run()),
@@ -296,6 +304,11 @@ impl Control {
             let _ = status.await;
         }
         self.onlooker.abort();
+        self.counting.abort();
+        let _ = self.counting.await;
+        if let Err(error) = tokio::task::spawn_blocking(move || self.downloads.keep()).await {
+            tracing::error!(%error, "the last downloads were not counted");
+        }
         for task in [self.routing, self.balancing] {
             task.abort();
             let _ = task.await;
@@ -462,6 +475,7 @@ fn bound_addresses(
 }
 
 const REGISTRY_FILE: &str = "control.redb";
+const DOWNLOADS_FILE: &str = "downloads.redb";
 const CATALOG_FILE: &str = "catalog.redb";
 const ADDRESSES_FILE: &str = "addresses.json";
 const API_GRACE: Duration = Duration::from_secs(2);

@@ -278,6 +278,77 @@ pub struct FileLine {
     pub holders: u64,
 }
 
+/// `GET /v1/admin/downloads?match=PATTERN&by=month&limit=`: how often customers asked for each file from its beginning,
+/// days being those of UTC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadsView {
+    /// When counting began, seconds since the epoch.
+    pub since: u64,
+    /// The most asked for first, up to the limit.
+    pub files: Vec<DownloadLine>,
+    /// How many files match in all.
+    pub matching: u64,
+    /// Of all that match.
+    pub sum: DownloadSums,
+    /// Requests that are counted for no file any more: those that were gone when they were counted, or are for long.
+    pub unknown: u64,
+}
+
+/// A file in a [`DownloadsView`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadLine {
+    /// Where it is, or was.
+    pub path: String,
+    /// Today.
+    pub today: u64,
+    /// In the last seven days.
+    pub week: u64,
+    /// In the last thirty days.
+    pub month: u64,
+    /// Since counting began.
+    pub total: u64,
+}
+
+impl DownloadLine {
+    /// The number that lines are put in order by.
+    pub const fn by(&self, by: DownloadsBy) -> u64 {
+        match by {
+            DownloadsBy::Today => self.today,
+            DownloadsBy::Week => self.week,
+            DownloadsBy::Month => self.month,
+            DownloadsBy::Total => self.total,
+        }
+    }
+}
+
+/// Sums over files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownloadSums {
+    /// Today.
+    pub today: u64,
+    /// In the last seven days.
+    pub week: u64,
+    /// In the last thirty days.
+    pub month: u64,
+    /// Since counting began.
+    pub total: u64,
+}
+
+/// By which time a [`DownloadsView`] is put in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DownloadsBy {
+    /// Today.
+    Today,
+    /// In the last seven days.
+    Week,
+    /// In the last thirty days.
+    #[default]
+    Month,
+    /// Since counting began.
+    Total,
+}
+
 /// `POST /v1/admin/reload` and `/upgrade`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadView {

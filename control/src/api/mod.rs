@@ -33,6 +33,7 @@ use crate::audit::AuditLog;
 use crate::balance::{Desk, Steward};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::downloads::Downloads;
 use crate::events::Events;
 use crate::flow::Flows;
 use crate::front_door::FrontDoor;
@@ -92,6 +93,8 @@ pub struct Parts {
     pub flows: Arc<Flows>,
     /// Asks volunteers as customers do.
     pub verifier: Verifier,
+    /// How often customers asked for each file.
+    pub downloads: Arc<Downloads>,
     /// The engine's counters; set once it runs.
     pub engine: Arc<OnceLock<StatsReader>>,
     /// How control ends to be started anew.
@@ -175,6 +178,7 @@ impl Api {
             .route("/v1/admin/audit", get(operators::audit))
             .route("/v1/admin/events", get(operators::events))
             .route("/v1/admin/files", get(operators::files))
+            .route("/v1/admin/downloads", get(operators::downloads))
             .route("/v1/admin/reload", post(operators::reload))
             .route("/v1/admin/upgrade", post(operators::upgrade))
             .route("/v1/admin/metrics", get(operators::metrics))

@@ -14,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use freshet_api::admin::{NodeView, OperatorCredentials};
 use freshet_api::glob::Glob;
 use freshet_api::operator::{
-    AddKey, AuditEntry, CheckOutcome, EditNode, Event, EventKind, FileLine, FilesView, KeyView,
-    PROFILE_CHARS_MAX, Profile, ReloadView, Role, VERIFY_RANGES_MAX, Verify, VerifyView,
+    AddKey, AuditEntry, CheckOutcome, DownloadsBy, DownloadsView, EditNode, Event, EventKind, FileLine,
+    FilesView, KeyView, PROFILE_CHARS_MAX, Profile, ReloadView, Role, VERIFY_RANGES_MAX, Verify, VerifyView,
 };
 use http::{Method, StatusCode, header};
 use rand::RngExt as _;
@@ -335,6 +335,32 @@ pub(super) async fn files(
         view
     });
     walk.await.map(Json).map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DownloadsQuery {
+    #[serde(rename = "match")]
+    pattern: Option<String>,
+    by: Option<DownloadsBy>,
+    limit: Option<usize>,
+}
+
+/// Goes through all counts, beside the traffic.
+pub(super) async fn downloads(
+    State(api): State<Arc<Api>>,
+    query: Result<Query<DownloadsQuery>, QueryRejection>,
+) -> Result<Json<DownloadsView>, Problem> {
+    let Query(DownloadsQuery { pattern, by, limit }) = query?;
+    let glob: Glob =
+        pattern.as_deref().unwrap_or("/**").parse().map_err(|error: freshet_api::glob::GlobError| {
+            Problem::new(StatusCode::BAD_REQUEST, error.to_string())
+        })?;
+    let limit = limit.unwrap_or(LINES).min(FILES_MAX);
+    let failed = |words: String| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, words);
+    let counts = move || api.parts.downloads.view(&glob, by.unwrap_or_default(), limit);
+    let view = tokio::task::spawn_blocking(counts).await.map_err(|error| failed(error.to_string()))?;
+    view.map(Json).map_err(|error| failed(error.to_string()))
 }
 
 pub(super) async fn reload(State(api): State<Arc<Api>>) -> Result<Json<ReloadView>, Problem> {

@@ -31,6 +31,7 @@ use crate::api::PublicAddresses;
 use crate::balance::{Demand, Desk};
 use crate::catalog::{Catalog, FileEntry, Patterns, Snapshot};
 use crate::clock::{Clock, epoch_secs};
+use crate::downloads::Downloads;
 use crate::routing::{Routing, RoutingTable};
 use choice::{Ask, Customer, Ranked};
 use companion::Companion;
@@ -73,6 +74,8 @@ pub struct FrontDoor {
     balance: Arc<Desk>,
     /// What was asked for lately.
     demand: Arc<Demand>,
+    /// Of all time.
+    downloads: Arc<Downloads>,
     guard: CascadeGuard,
     /// What the origin still owes to customers that no volunteer took.
     origin_load: Arc<OriginLoad>,
@@ -100,6 +103,8 @@ pub struct FrontDoorRooms {
     pub reservations: Arc<ReservationLedger>,
     /// The operators' knobs.
     pub balance: Arc<Desk>,
+    /// Counts what is asked for.
+    pub downloads: Arc<Downloads>,
     /// The repository.
     pub root: Arc<Root>,
 }
@@ -107,7 +112,7 @@ pub struct FrontDoorRooms {
 impl FrontDoor {
     /// A front door to what the catalogue knows, with files below the root (the same tree).
     pub fn new(options: FrontDoorOptions, rooms: FrontDoorRooms, clock: Clock, seed: u64) -> Self {
-        let FrontDoorRooms { catalog, routing, reservations, balance, root } = rooms;
+        let FrontDoorRooms { catalog, routing, reservations, balance, downloads, root } = rooms;
         Self {
             options,
             catalog,
@@ -115,6 +120,7 @@ impl FrontDoor {
             reservations,
             balance,
             demand: Arc::default(),
+            downloads,
             guard: CascadeGuard::default(),
             origin_load: Arc::default(),
             drain: AtomicU64::new(0),
@@ -167,6 +173,7 @@ impl FrontDoor {
         let now = epoch_secs(request.now);
         if self.direct_reason(entry, now).is_some() {
             FrontDoorCounters::count(&self.counters.direct);
+            self.count_download(request, entry);
             return self.origin(entry, path);
         }
         let table = self.routing.load();
@@ -182,6 +189,9 @@ impl FrontDoor {
         if request.method == Method::Get {
             self.demand.note(entry.file, customer.bytes);
         }
+        if returned.is_none() {
+            self.count_download(request, entry);
+        }
         if let Some(ticket) = &returned {
             self.reservations.bounce(ticket.node(), customer.promise(entry), moment);
             if ticket.nodes().len() >= NODES_MAX {
@@ -192,6 +202,16 @@ impl FrontDoor {
         match self.redirect(request, &ask, path, &routes, now) {
             Some(answer) => answer,
             None => self.fall_back(request, &ask, path),
+        }
+    }
+
+    /// Counts who begins a download; who goes on with one was counted before.
+    fn count_download(&self, request: &Request<'_>, entry: &FileEntry<'_>) {
+        let range = request.headers.get(header::RANGE);
+        if request.method == Method::Get
+            && range.is_none_or(|range| range.as_bytes().starts_with(b"bytes=0-"))
+        {
+            self.downloads.note(entry.file);
         }
     }
 

@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::IntoResponse;
 use freshet_api::admin::{NodeState, NodeView, OperatorCredentials};
 use freshet_api::operator::{
-    AddKey, AuditEntry, CheckOutcome, EditNode, Event, FilesView, KeyView, Role, Verify, VerifyView,
+    AddKey, AuditEntry, CheckOutcome, DownloadsView, EditNode, Event, FilesView, KeyView, Role, Verify,
+    VerifyView,
 };
 use freshet_api::{BytesPerSec, Ticket};
 use reqwest::{Method, StatusCode};
@@ -28,7 +29,7 @@ async fn a_read_only_key_sees_everything_and_changes_nothing() {
     let stage = Stage::new().await;
     stage.ready("south", "http://192.0.2.1:8080").await;
     let reader = key(&stage, "reader", Role::ReadOnly).await;
-    for path in ["nodes", "status", "swarm", "keys", "audit", "events", "files?match=*.iso"] {
+    for path in ["nodes", "status", "swarm", "keys", "audit", "events", "files?match=*.iso", "downloads"] {
         let _: serde_json::Value = reader.ok(Method::GET, &format!("admin/{path}"), &()).await;
     }
     for (method, path) in [
@@ -265,6 +266,51 @@ async fn rates_and_figures_are_on_the_page_and_in_the_metrics() {
     let first = crate::stage::within(live.chunk()).await.unwrap().unwrap();
     let first = String::from_utf8(first.to_vec()).unwrap();
     assert!(first.starts_with("data: {") && first.contains("\"active\":\"1\""), "{first}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_begins_a_download_is_counted_once_by_file_and_for_good() {
+    let mut stage = Stage::new().await;
+    stage.ready("south", "http://192.0.2.1:8080").await;
+    let big = BIG.replace('+', "%2B");
+    let ask = async |stage: &Stage, path: &str, range: Option<&str>| {
+        let request = stage.customer().get(stage.url(path));
+        let request = range.iter().fold(request, |request, range| request.header("range", *range));
+        request.send().await.unwrap()
+    };
+    for range in [None, None, Some("bytes=0-99"), Some("bytes=100-"), Some("bytes=-5")] {
+        let answer = ask(&stage, &big, range).await;
+        assert_eq!(answer.status(), StatusCode::FOUND);
+    }
+    ask(&stage, SMALL, None).await;
+    // Who only looks, who is sent back, and who asks for a checksum or for nothing.
+    stage.customer().head(stage.url(&big)).send().await.unwrap();
+    let sent = crate::stage::location(&ask(&stage, &big, None).await);
+    let (ticket, _) = crate::stage::ticket(&sent);
+    ask(&stage, &format!("{big}?b={ticket}"), None).await;
+    ask(&stage, &format!("{big}.sha256"), None).await;
+    ask(&stage, "pool/nothing", None).await;
+
+    let counted = async |stage: &Stage, query: &str| -> DownloadsView {
+        stage.operator().ok(Method::GET, &format!("admin/downloads{query}"), &()).await
+    };
+    let all = counted(&stage, "").await;
+    let lines: Vec<_> = all.files.iter().map(|line| (line.path.as_str(), line.today, line.total)).collect();
+    assert_eq!(lines, [(BIG, 4, 4), (SMALL, 1, 1)], "{all:?}");
+    assert_eq!((all.matching, all.sum.month, all.unknown), (2, 5, 0));
+    let one = counted(&stage, "?match=*.txt&by=today&limit=5").await;
+    assert_eq!((one.matching, one.files[0].path.as_str()), (1, SMALL));
+    assert_eq!(counted(&stage, "?limit=1").await.files.len(), 1);
+
+    stage.stop().await;
+    stage.start().await;
+    ask(&stage, SMALL, None).await;
+    let again = counted(&stage, "?by=total").await;
+    assert_eq!((again.sum.total, again.files[1].total, again.since), (6, 2, all.since));
+    let (status, _) = stage.operator().refused(Method::GET, "admin/downloads?match=%5Bx", &()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let (status, _) = stage.operator().refused(Method::GET, "admin/downloads?by=year", &()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
 }
 
 /// Every name of ours in a text.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use freshet_api::admin::NodeView;
-use freshet_api::operator::FilesView;
+use freshet_api::operator::{DownloadsView, FilesView};
 
 use crate::client::Client;
 
@@ -18,6 +18,8 @@ pub(crate) enum What {
     Ledger,
     /// Files with how many hold them.
     Files,
+    /// How often customers asked for each file.
+    Downloads,
 }
 
 /// In which form.
@@ -48,6 +50,25 @@ pub(crate) async fn run(client: &Client, what: What, form: Form) -> anyhow::Resu
                         std::iter::once(file.path.to_string()).chain(numbers).collect()
                     });
                     csv(&["path", "size", "mtime", "holders"], rows)
+                }
+                Form::Mirmon => bail!("expected --format csv or json: mirmon reads volunteers only"),
+            }
+        }
+        What::Downloads => {
+            let limit = FILES_MAX.to_string();
+            let query = [("match", "/**"), ("by", "total"), ("limit", &limit)];
+            let counted: DownloadsView = client.get("downloads", &query).await?;
+            if counted.matching > counted.files.len() as u64 {
+                eprintln!("the {} most asked for of {} files", counted.files.len(), counted.matching);
+            }
+            match form {
+                Form::Json => json(&counted.files)?,
+                Form::Csv => {
+                    let rows = counted.files.iter().map(|file| {
+                        let numbers = [file.today, file.week, file.month, file.total].map(|n| n.to_string());
+                        std::iter::once(file.path.clone()).chain(numbers).collect()
+                    });
+                    csv(&["path", "today", "week", "month", "total"], rows)
                 }
                 Form::Mirmon => bail!("expected --format csv or json: mirmon reads volunteers only"),
             }

@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail};
 use clap::{Subcommand, ValueEnum};
 use freshet_api::admin::{NodeView, OperatorCredentials, StatusView, WhereView};
 use freshet_api::operator::{
-    AddKey, AuditEntry, CheckOutcome, EditNode, Event, FilesView, KeyView, ReloadView, Role, Verify,
-    VerifyView,
+    AddKey, AuditEntry, CheckOutcome, DownloadsBy, DownloadsView, EditNode, Event, FilesView, KeyView,
+    ReloadView, Role, Verify, VerifyView,
 };
 
 use crate::client::{Client, Failure};
@@ -48,14 +48,30 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "N", default_value_t = 200)]
         limit: usize,
     },
-    /// What each volunteer delivered and copied, since it joined and just now, and its part of the whole.
+    /// What each volunteer delivered and copied, since it joined and just now, and its part of the whole; with --files how
+    /// often customers asked for each file.
     Stats {
         /// Only this volunteer.
         node: Option<String>,
+        /// Counts files in place of volunteers: all, or those whose path matches a pattern of `*`, `?` and `**`.
+        #[arg(
+            long,
+            value_name = "PATTERN",
+            num_args = 0..=1,
+            default_missing_value = "/**",
+            conflicts_with = "node"
+        )]
+        files: Option<String>,
+        /// By which time files are put in order.
+        #[arg(long, value_enum, default_value_t = Span::Month, requires = "files")]
+        by: Span,
+        /// So many files at most.
+        #[arg(long, value_name = "N", default_value_t = 50, requires = "files")]
+        limit: usize,
     },
     /// Who helps and who costs: bytes delivered less bytes copied, for each volunteer and in all.
     Ledger,
-    /// Volunteers, ledger or files for other programs.
+    /// Volunteers, ledger, files or downloads for other programs.
     Export {
         /// What.
         what: export::What,
@@ -112,6 +128,19 @@ pub(crate) enum KeyVerb {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// Times over which downloads are counted, as flags; days are those of UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Span {
+    /// Today.
+    Today,
+    /// The last seven days.
+    Week,
+    /// The last thirty days.
+    Month,
+    /// Since counting began.
+    Total,
 }
 
 /// Roles as flags.
@@ -177,7 +206,19 @@ pub(crate) async fn run(client: &Client, json: bool, verb: &Verb) -> anyhow::Res
             let found: WhereView = client.get("where", &[("path", path)]).await?;
             print(json, &found, |out| show::holders(out, &found))
         }
-        Verb::Stats { node } => {
+        Verb::Stats { files: Some(pattern), by, limit, .. } => {
+            let (by, text) = match by {
+                Span::Today => (DownloadsBy::Today, "today"),
+                Span::Week => (DownloadsBy::Week, "week"),
+                Span::Month => (DownloadsBy::Month, "month"),
+                Span::Total => (DownloadsBy::Total, "total"),
+            };
+            let limit = limit.to_string();
+            let query = [("match", pattern.as_str()), ("by", text), ("limit", &limit)];
+            let counted: DownloadsView = client.get("downloads", &query).await?;
+            print(json, &counted, |out| show_operator::downloads(out, &counted, by))
+        }
+        Verb::Stats { node, .. } => {
             let nodes: Vec<NodeView> = client.get("nodes", &[]).await?;
             let chosen = match node {
                 None => nodes.clone(),

@@ -5,7 +5,8 @@ use std::io::Write;
 use freshet_api::Bytes;
 use freshet_api::admin::{NodeView, StatusView};
 use freshet_api::operator::{
-    AuditEntry, CheckOutcome, ClassRates, Event, FilesView, KeyView, ReloadView, VerifyView,
+    AuditEntry, CheckOutcome, ClassRates, DownloadsBy, DownloadsView, Event, FilesView, KeyView, ReloadView,
+    VerifyView,
 };
 use serde::Serialize;
 
@@ -113,6 +114,41 @@ pub(crate) fn stats(out: &mut impl Write, chosen: &[NodeView], all: &[NodeView])
         ]);
     }
     writeln!(out, "{}", table.trim_fmt())
+}
+
+pub(crate) fn downloads(out: &mut impl Write, counted: &DownloadsView, by: DownloadsBy) -> Outcome {
+    let DownloadsView { since, files, matching, sum, unknown } = counted;
+    if files.is_empty() {
+        return writeln!(
+            out,
+            "nobody asked for such a file since {}; a pattern with a `/` is for the whole path, `**` crosses directories",
+            at(*since)
+        );
+    }
+    let mut table = table(&["today", "7 days", "30 days", "total", "path"]);
+    right(&mut table, &[0, 1, 2, 3]);
+    let row = |numbers: [u64; 4], path: &str| {
+        numbers.map(|number| number.to_string()).into_iter().chain([path.to_owned()]).collect::<Vec<_>>()
+    };
+    for file in files {
+        table.add_row(row([file.today, file.week, file.month, file.total], &file.path));
+    }
+    let all = format!("all {matching} together, counted since {}", at(*since));
+    table.add_row(row([sum.today, sum.week, sum.month, sum.total], &all));
+    writeln!(out, "{}", table.trim_fmt())?;
+    if (files.len() as u64) < *matching {
+        let order = match by {
+            DownloadsBy::Today => "today",
+            DownloadsBy::Week => "in 7 days",
+            DownloadsBy::Month => "in 30 days",
+            DownloadsBy::Total => "in all",
+        };
+        writeln!(out, "the {} most asked for {order}; --limit shows more", files.len())?;
+    }
+    if *unknown > 0 {
+        writeln!(out, "and {unknown} requests for files that are long gone")?;
+    }
+    Ok(())
 }
 
 /// Who helps and who costs.
