@@ -8,6 +8,7 @@ mod claims;
 mod columns;
 mod ground;
 mod interrupt;
+mod meter;
 mod pacing;
 mod paired;
 mod plot;

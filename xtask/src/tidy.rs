@@ -150,7 +150,7 @@ const FOLDERS: &[&str] = &[".cargo", ".ci", "bench", "control", "dataplane", "eb
 const ARROWS: &str = "<!-- arrows -->";
 
 /// The crates with a module that may use `unsafe`; all others forbid it.
-const MEETS_THE_KERNEL: &[&str] = &["freshet-engine", "freshet-ebpf", "freshet-ebpf-abi"];
+const MEETS_THE_KERNEL: &[&str] = &["freshet-engine", "freshet-ebpf", "freshet-ebpf-abi", "freshet-testbed"];
 
 #[cfg(test)]
 mod tests {

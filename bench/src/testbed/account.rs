@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::meter::{CLASSES, Compared};
 use crate::plot::{Lines, PALETTE, cumulative};
 use crate::report::{Counters, Document, Table, cells};
 
 use super::course::{PhaseSeen, Request, Seen, Verdict};
 use super::experiment::Experiment;
 use super::figures::{self, Figure};
-use super::meter::{CLASSES, Compared};
 
 /// One run of an experiment.
 pub(crate) struct Run {

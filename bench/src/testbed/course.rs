@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use super::content::Known;
 use super::customer::Outcome;
 use super::experiment::{Experiment, Phase, Until};
-use super::meter::{self, Compared, Passed, Reading};
 use super::progress::Progress;
 use super::schedule::{self, Plan};
 use super::stand::Stand;
+use crate::meter::{self, Compared, Passed, Reading};
 
 /// What was seen of an experiment.
 #[derive(Debug, Default)]
@@ -240,7 +240,7 @@ impl Course<'_> {
     fn begin_comparing(&mut self, index: usize) -> Result<()> {
         let volunteer = &self.stand.cluster.volunteers()[index];
         if volunteer.process().is_some() && !self.first.contains_key(&index) {
-            let reading = meter::read(volunteer.host(), &self.stand.metrics[index])?;
+            let reading = meter::read(volunteer.host(), &volunteer.metrics()?)?;
             self.first.insert(index, reading);
         }
         Ok(())
@@ -248,8 +248,8 @@ impl Course<'_> {
 
     fn end_comparing(&mut self, index: usize, compared: &mut BTreeMap<usize, Compared>) -> Result<()> {
         let Some(first) = self.first.remove(&index) else { return Ok(()) };
-        let host = self.stand.cluster.volunteers()[index].host().clone();
-        let last = meter::read(&host, &self.stand.metrics[index])?;
+        let volunteer = &self.stand.cluster.volunteers()[index];
+        let last = meter::read(volunteer.host(), &volunteer.metrics()?)?;
         compared.entry(index).or_default().add(&first, &last);
         Ok(())
     }

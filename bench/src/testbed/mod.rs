@@ -12,7 +12,6 @@ mod experiment;
 mod export;
 mod figures;
 mod inventory;
-mod meter;
 mod progress;
 mod quantity;
 mod schedule;
@@ -23,7 +22,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::{Backend, Cancel, Options, Testbed};
+use freshet_testbed::{Backend, Cancel, DelayCost, Options, Testbed};
 
 use self::account::Run;
 use self::experiment::Experiment;
@@ -182,10 +181,25 @@ fn once(experiment: &Experiment, ground: &Ground, progress: &mut Progress) -> Re
         hosts: hosts.iter().map(|host| host.name().to_owned()).collect(),
         interfaces: hosts.iter().map(freshet_testbed::Host::interface).collect::<Result<_, _>>()?,
         content: format!("{}: {} files, {megabytes:.1} MB at the end", content.what, content.files.len()),
-        ground: stand.testbed.backend().to_string(),
+        ground: made_of(&stand.testbed),
         version: version.as_str().unwrap_or("unknown").to_owned(),
         caveats: stand.caveats.clone(),
     })
+}
+
+/// What the links were made of, and what that cost.
+fn made_of(testbed: &Testbed) -> String {
+    let DelayCost { links, frames, lost, dropped, cpu } = testbed.delay_cost();
+    let backend = testbed.backend();
+    if links == 0 {
+        return backend.to_string();
+    }
+    format!(
+        "{backend}; {links} of them delayed by the harness: {frames} frames passed on, {lost} lost as asked for, {dropped} \
+         dropped, {:.2} s of a processor ({:.1} µs a frame)",
+        cpu.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / frames.max(1) as f64
+    )
 }
 
 fn list() -> Result<()> {

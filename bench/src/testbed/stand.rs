@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use freshet_testbed::cluster::{Cluster, Programs};
-use freshet_testbed::{Backend, Host, Link, Program, Rate, Testbed};
+use freshet_testbed::cluster::{Cluster, Programs, TELLS_FIGURES};
+use freshet_testbed::{Backend, Delays, Host, Link, Program, Rate, Testbed};
 
 use super::content::Content;
 use super::experiment::{Experiment, HostGroup, Release, Role};
@@ -21,8 +21,6 @@ pub(crate) struct Stand {
     repository: PathBuf,
     /// Where releases are made before they appear.
     staging: PathBuf,
-    /// Where each volunteer tells its own figures, in the order of the volunteers.
-    pub(crate) metrics: Vec<String>,
     /// What is not as the experiment asks for, in sentences.
     pub(crate) caveats: Vec<String>,
     // Last, so that nothing of it is used after it is gone.
@@ -57,28 +55,26 @@ impl Stand {
         told("control");
         let origin = experiment.members(Role::Origin);
         let origin = origin.first().context("an experiment has an origin")?;
-        let link = link(origin.group, experiment.single_packets);
+        let link = link(origin.group, experiment);
         let mut cluster = Cluster::start(&testbed, &programs, &repository, &states, &link, &arguments)?;
         for (knob, value) in &experiment.control.balance {
             cluster.ctl(&["balance", "set", knob, value])?;
         }
-        let mut metrics = Vec::new();
         for member in experiment.members(Role::Volunteer) {
             told(&member.name);
             let interface = interfaces.get(&member.name).map_or(INTERFACE, String::as_str);
-            let mut settings = format!("interfaces = \"{interface}\"\nmetrics_listen = \"127.0.0.1:0\"\n");
+            let mut settings = format!("interfaces = \"{interface}\"\n{TELLS_FIGURES}");
             if let Some(rate) = member.group.donated {
                 settings += &format!("donated_rate = \"{rate}\"\n");
             }
-            let link = self::link(member.group, experiment.single_packets);
+            let link = self::link(member.group, experiment);
             cluster.add_volunteer_with(&testbed, &member.name, &link, &settings)?;
-            metrics.push(metrics_url(&cluster, metrics.len())?);
         }
         let customers = experiment.members(Role::Customer);
         let customers = customers
             .iter()
             .map(|member| {
-                let link = self::link(member.group, experiment.single_packets);
+                let link = self::link(member.group, experiment);
                 Ok(testbed.host(&member.name, &link)?)
             })
             .collect::<Result<Vec<Host>>>()?;
@@ -86,7 +82,7 @@ impl Stand {
         for customer in &customers {
             check_tools(customer)?;
         }
-        Ok(Self { cluster, customers, content, repository, staging, metrics, caveats, testbed })
+        Ok(Self { cluster, customers, content, repository, staging, caveats, testbed })
     }
 
     /// Fills the repository, which is empty until then: mirrors begin to copy.
@@ -138,9 +134,7 @@ impl Stand {
     /// Starts it again.
     pub(crate) fn bring_back(&mut self, name: &str) -> Result<()> {
         let index = self.volunteer(name)?;
-        self.cluster.start_volunteer(index)?;
-        self.metrics[index] = metrics_url(&self.cluster, index)?;
-        Ok(())
+        Ok(self.cluster.start_volunteer(index)?)
     }
 
     /// Whether every volunteer that runs is complete and takes customers.
@@ -151,17 +145,10 @@ impl Stand {
     }
 }
 
-/// Where a volunteer that has just been started tells its own figures.
-fn metrics_url(cluster: &Cluster, index: usize) -> Result<String> {
-    let process = cluster.volunteers()[index].process().context("it was started a moment ago")?;
-    let line = process.wait_for_line(METRICS_LINE, READY)?;
-    let (_, url) = line.split_once(METRICS_LINE).context("the line was found by this text")?;
-    Ok(format!("http://{}/metrics", url.trim()))
-}
-
-fn link(group: &HostGroup, single_packets: bool) -> Link {
+fn link(group: &HostGroup, experiment: &Experiment) -> Link {
     let rate = |rate: freshet_api::BytesPerSec| Rate::bytes_per_sec(rate.0);
     let mut link = Link::new().interface(INTERFACE).delay(group.delay.duration()).loss(group.loss.percent());
+    link = link.seed(experiment.seed);
     link = match group.queue {
         Queue::Time(time) => link.queue(time.duration()),
         Queue::Bytes(bytes) => link.queue_bytes(bytes.0),
@@ -172,7 +159,7 @@ fn link(group: &HostGroup, single_packets: bool) -> Link {
     if let Some(down) = group.down {
         link = link.down(rate(down));
     }
-    if single_packets { link.single_packets() } else { link }
+    if experiment.single_packets { link.single_packets() } else { link }
 }
 
 /// Fails unless a customer's host has what customers use.
@@ -192,14 +179,20 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
         .filter(|group| !group.delay.duration().is_zero() || !group.loss.is_zero())
         .map(|group| group.name.as_str())
         .collect();
-    match (testbed.backend(), testbed.netem()) {
+    match (testbed.backend(), testbed.delays()) {
         (Backend::Remote, _) => caveats.push(
             "The hosts are real ones, reached by ssh: rates, queues, delays and losses of their links are what they \
              are, not what the experiment says. Where a host has no other interface, the harness's own sessions pass the \
              one that is counted."
                 .to_owned(),
         ),
-        (_, Err(why)) if !wanted.is_empty() => caveats.push(format!(
+        (_, Delays::Harness { why }) if !wanted.is_empty() => caveats.push(format!(
+            "Delay and loss of the links of {} are made by the harness, which passes each frame on when its time has come, \
+             because the kernel makes none ({why}). That costs processor time, which the report tells, and such links carry \
+             single packets.",
+            wanted.join(", ")
+        )),
+        (_, Delays::None { why }) if !wanted.is_empty() => caveats.push(format!(
             "The links of {} have no delay and no loss, although the experiment asks for them: this kernel cannot make \
              any ({why}).",
             wanted.join(", ")
@@ -218,5 +211,4 @@ fn caveats(testbed: &Testbed, experiment: &Experiment) -> Vec<String> {
 
 /// What a host's link is called.
 pub(crate) const INTERFACE: &str = "eth0";
-const METRICS_LINE: &str = "metrics: http://";
 const READY: Duration = Duration::from_secs(30);

@@ -455,6 +455,18 @@ impl Volunteer {
         self.process.as_ref()
     }
 
+    /// The URL at which it tells its own figures, when its settings have [`TELLS_FIGURES`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`] while it does not run, and what it said instead of the URL.
+    pub fn metrics(&self) -> Result<String, Error> {
+        let gone = || Error::Gone { what: format!("the figures of {}", self.name) };
+        let line = self.process.as_ref().ok_or_else(gone)?.wait_for_line(METRICS_LINE, READY)?;
+        let (_, address) = line.split_once(METRICS_LINE).ok_or_else(gone)?;
+        Ok(format!("http://{}/metrics", address.trim()))
+    }
+
     /// Ends it as a crash would (SIGKILL) and waits until its port is closed.
     ///
     /// # Errors
@@ -505,6 +517,9 @@ fn encode(path: &str) -> String {
     encoded
 }
 
+/// A setting for volunteers whose own figures are to be read ([`Volunteer::metrics`]).
+pub const TELLS_FIGURES: &str = "metrics_listen = \"127.0.0.1:0\"\n";
+const METRICS_LINE: &str = "metrics: http://";
 const ORIGIN: &str = "origin";
 /// Of each daemon, when a wait was in vain.
 const LOG_LINES_SHOWN: usize = 12;

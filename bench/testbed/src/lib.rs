@@ -14,15 +14,18 @@
 //! It never measures with the programs under test: [`Host::interfaces`] reads the kernel's own counters. Of Freshet's
 //! programs only [`cluster`] knows, and only their command lines. It never talks to a network outside the machine,
 //! except where [`repository`] has apt download real packages.
-#![forbid(unsafe_code)]
+// One ioctl in `tap` is all that needs it.
+#![deny(unsafe_code)]
 
 mod apt;
 mod cancel;
 pub mod cluster;
+mod delay;
 mod error;
 mod host;
 mod interface;
 mod keeper;
+mod line;
 mod link;
 mod namespace;
 mod owner;
@@ -31,11 +34,13 @@ mod remote;
 pub mod repository;
 mod seat;
 mod skip;
+mod tap;
 mod testbed;
 mod wait;
 
 pub use apt::make_apt_root;
 pub use cancel::Cancel;
+pub use delay::{DelayCost, Delays};
 pub use error::Error;
 pub use host::Host;
 pub use interface::InterfaceCounters;

@@ -60,6 +60,7 @@ pub struct Link {
     pub(crate) segments: bool,
     pub(crate) delay: Duration,
     pub(crate) loss_percent: f64,
+    pub(crate) seed: u64,
 }
 
 /// How much may wait before a limited direction of a link.
@@ -82,6 +83,7 @@ impl Link {
             segments: false,
             delay: Duration::ZERO,
             loss_percent: 0.0,
+            seed: 0,
         }
     }
 
@@ -119,19 +121,31 @@ impl Link {
         self
     }
 
-    /// How long each direction takes, where the kernel can delay packets ([`crate::Testbed::netem`]); else nothing.
+    /// How long each direction takes, beside its queue, where something delays packets ([`crate::Testbed::delays`]).
     #[must_use]
     pub fn delay(mut self, time: Duration) -> Link {
         self.delay = time;
         self
     }
 
-    /// The part of packets, 0 to 100, that each direction loses, where the kernel can lose them
-    /// ([`crate::Testbed::netem`]); else none.
+    /// The part of packets, 0 to 100, that each direction loses, where something loses them
+    /// ([`crate::Testbed::delays`]).
     #[must_use]
     pub fn loss(mut self, percent: f64) -> Link {
         self.loss_percent = percent;
         self
+    }
+
+    /// What lost packets are drawn from where the harness loses them; each link draws others.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Link {
+        self.seed = seed;
+        self
+    }
+
+    /// Whether it is to delay or lose anything.
+    pub(crate) fn is_delayed(&self) -> bool {
+        !self.delay.is_zero() || self.loss_percent > 0.0
     }
 
     /// Sends single packets as a wire does, where the kernel would otherwise pass up to 64 KiB in one piece with one

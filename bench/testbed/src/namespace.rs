@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
+use crate::delay::INTERFACE_FRAMES;
 use crate::link::{Link, Queue, Rate};
 
 /// Where iproute2 keeps named namespaces.
@@ -115,13 +116,21 @@ pub(crate) struct Wire<'a> {
     pub(crate) v6: &'a str,
     /// Whether the kernel has what delays and loses.
     pub(crate) netem: bool,
+    /// Whether both ends are there already, laid by the harness.
+    pub(crate) laid: bool,
 }
 
-/// Lays a veth pair between a host and the hub and limits both directions.
+/// Lays a veth pair between a host and the hub, unless there is another link already, and limits both directions.
 pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
-    let Wire { hub, network, port, host, v4, v6, netem } = wire;
+    let Wire { hub, network, port, host, v4, v6, netem, laid } = wire;
     let name = link.interface.as_str();
-    run("ip", &["-n", host, "link", "add", name, "type", "veth", "peer", "name", port, "netns", hub])?;
+    if *laid {
+        for (netns, end) in [(host, name), (hub, *port)] {
+            run("ip", &["-n", netns, "link", "set", end, "txqueuelen", INTERFACE_FRAMES])?;
+        }
+    } else {
+        run("ip", &["-n", host, "link", "add", name, "type", "veth", "peer", "name", port, "netns", hub])?;
+    }
     run("ip", &["-n", hub, "link", "set", port, "master", &network.bridge, "up"])?;
     run("ip", &["-n", host, "addr", "add", v4, "dev", name])?;
     if has_ipv6() {
@@ -140,7 +149,7 @@ pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
 
 /// Delays and loses what leaves `device`, where that is wanted and can be had, and limits it.
 fn shape(netns: &str, device: &str, rate: Option<Rate>, link: &Link, netem: bool) -> Result<(), Error> {
-    if !netem || (link.delay.is_zero() && link.loss_percent == 0.0) {
+    if !netem || !link.is_delayed() {
         return limit(netns, device, &["root"], rate, link);
     }
     // As tc-netem(8) has it: the limit hangs below.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::geteuid;
 
+use crate::delay::{self, DelayCost, DelayedLink, Delays};
 use crate::host::HostState;
 use crate::link::Link;
 use crate::namespace::{self, Wire};
@@ -78,12 +79,20 @@ impl Testbed {
             Some(_) => Backend::Remote,
             None => choose(&run, options.loopback),
         };
-        let netem = match &backend {
+        let delays = match &backend {
             Backend::Namespaces => {
-                namespace::has_netem(&run.namespace(HUB)).map_err(|error| error.to_string())
+                match namespace::has_netem(&run.namespace(HUB)).map_err(|error| error.to_string()) {
+                    Ok(()) => Delays::Kernel,
+                    Err(why) if delay::is_possible() => Delays::Harness { why },
+                    Err(why) => Delays::None { why },
+                }
             }
-            Backend::Loopback { .. } => Err("there are no links of its own on loopback".to_owned()),
-            Backend::Remote => Err("the links of real hosts are not the testbed's to shape".to_owned()),
+            Backend::Loopback { .. } => {
+                Delays::None { why: "there are no links of its own on loopback".to_owned() }
+            }
+            Backend::Remote => {
+                Delays::None { why: "the links of real hosts are not the testbed's to shape".to_owned() }
+            }
         };
         let own_logs = options.logs.is_none();
         let logs = options.logs.unwrap_or_else(|| run.dir().join("logs"));
@@ -92,7 +101,8 @@ impl Testbed {
             inner: Arc::new(Inner {
                 run,
                 backend,
-                netem,
+                delays,
+                delayed: Mutex::default(),
                 inventory: options.inventory,
                 logs,
                 own_logs,
@@ -113,13 +123,18 @@ impl Testbed {
         &self.inner.backend
     }
 
-    /// Whether links delay and lose packets as they are asked to.
-    ///
-    /// # Errors
-    ///
-    /// Why they do not: as a rule the kernel has no netem.
-    pub fn netem(&self) -> Result<(), &str> {
-        self.inner.netem.as_ref().map(|&()| ()).map_err(String::as_str)
+    /// What makes links delay and lose packets as they are asked to, if anything does.
+    #[must_use]
+    pub fn delays(&self) -> &Delays {
+        &self.inner.delays
+    }
+
+    /// What the harness itself did for links that delay or lose; nothing where the kernel does.
+    #[must_use]
+    pub fn delay_cost(&self) -> DelayCost {
+        let mut cost = DelayCost::default();
+        lock(&self.inner.delayed).iter().for_each(|link| link.add_to(&mut cost));
+        cost
     }
 
     /// What ends every wait on this testbed.
@@ -203,6 +218,10 @@ impl Drop for Testbed {
         for host in std::mem::take(&mut *lock(&inner.hosts)) {
             host.leave();
         }
+        let delayed = std::mem::take(&mut *lock(&inner.delayed));
+        // All at once: each ends within a moment.
+        delayed.iter().for_each(DelayedLink::ask_to_end);
+        drop(delayed);
         if let Err(error) = inner.run.close(keep) {
             // The next run tries again; a panic in a drop would only hide what came before.
             eprintln!("the testbed could not remove everything: {error}");
@@ -214,7 +233,8 @@ impl Drop for Testbed {
 pub(crate) struct Inner {
     pub(crate) run: Run,
     backend: Backend,
-    netem: Result<(), String>,
+    delays: Delays,
+    delayed: Mutex<Vec<DelayedLink>>,
     inventory: Option<Inventory>,
     pub(crate) logs: PathBuf,
     own_logs: bool,
@@ -270,14 +290,24 @@ impl Inner {
             return Ok(Addresses { v4, v6: Ipv6Addr::LOCALHOST, network: None });
         };
         let (v4, v6) = addresses(number, *place);
+        let (hub, port) = (self.run.namespace(HUB), format!("n{index}p{place}"));
+        let laid = link.is_delayed() && matches!(self.delays, Delays::Harness { .. });
+        if laid {
+            // Another sequence for each link and direction.
+            let seed = link.seed.wrapping_add((u64::from(number) << 32 | u64::from(*place)) << 1);
+            let (host_at, hub_at) = (namespace::path(netns), namespace::path(&hub));
+            let ends = ((host_at.as_path(), link.interface.as_str()), (hub_at.as_path(), port.as_str()));
+            lock(&self.delayed).push(DelayedLink::lay(ends.0, ends.1, link, seed)?);
+        }
         let wire = Wire {
-            hub: &self.run.namespace(HUB),
+            hub: &hub,
             network: wires,
-            port: &format!("n{index}p{place}"),
+            port: &port,
             host: netns,
             v4: &format!("{v4}/32"),
             v6: &format!("{v6}/128"),
-            netem: self.netem.is_ok(),
+            netem: self.delays == Delays::Kernel,
+            laid,
         };
         namespace::add_link(&wire, link)?;
         Ok(Addresses { v4, v6, network: Some(wires.clone()) })

@@ -4,12 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use freshet_testbed::{
-    Backend, Error, Host, Link, Options, Program, Rate, Signal, Testbed, skip, wait_until,
+    Backend, Delays, Error, Host, Link, Options, Program, Rate, Signal, Testbed, skip, wait_until,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -194,4 +194,100 @@ fn hosts_that_join_change_nothing_for_those_that_are_there() {
         testbed.host(&format!("later-{number}"), &Link::new()).unwrap();
     }
     assert_eq!(gateway(&second), before);
+}
+
+/// Of so many datagrams from one host to another those that came back, and the shortest time that one took.
+fn echoed(from: &Host, to: &Host, count: u32) -> (u32, Duration) {
+    let bound = |host: &Host| {
+        let addr = host.addr().unwrap();
+        let socket = host.on_seat(move || UdpSocket::bind((addr, 0)).unwrap()).unwrap();
+        socket.set_read_timeout(Some(ECHO)).unwrap();
+        socket
+    };
+    let (asking, answering) = (bound(from), bound(to));
+    // A link that is cut refuses to send, which is an answer too.
+    let _ = asking.connect(answering.local_addr().unwrap());
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = [0; 4];
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Ok((4, from)) = answering.recv_from(&mut number) {
+                    let _ = answering.send_to(&number, from);
+                }
+            }
+        });
+        let (mut received, mut shortest) = (0, Duration::MAX);
+        for number in 0..count {
+            let (sent, mut answer) = (Instant::now(), [0; 4]);
+            let _ = asking.send(&number.to_le_bytes());
+            while sent.elapsed() < ECHO {
+                if asking.recv(&mut answer).is_ok_and(|_| u32::from_le_bytes(answer) == number) {
+                    received += 1;
+                    shortest = shortest.min(sent.elapsed());
+                    break;
+                }
+            }
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        (received, shortest)
+    })
+}
+
+/// For an echo on a busy machine.
+const ECHO: Duration = Duration::from_millis(250);
+
+#[test]
+fn a_link_delays_and_loses_as_it_is_asked_to_whoever_does_it() {
+    let Some(testbed) = namespaces("a_link_delays_and_loses_as_it_is_asked_to_whoever_does_it") else {
+        return;
+    };
+    if let Delays::None { why } = testbed.delays() {
+        skip("a_link_delays_and_loses_as_it_is_asked_to_whoever_does_it", why);
+        return;
+    }
+    let late = |ms| Link::new().delay(Duration::from_millis(ms)).seed(3);
+    let far = testbed.host("far", &late(15).rate(Rate::mbit(80))).unwrap();
+    let lossy = testbed.host("lossy", &late(2).loss(10.0)).unwrap();
+    let near = testbed.host("near", &Link::new()).unwrap();
+
+    let (received, shortest) = echoed(&near, &far, 10);
+    assert!(received > 0);
+    assert!(shortest >= Duration::from_millis(30), "{shortest:?} for a way of 15 ms and back");
+    // Each passes the lossy link twice: 81 % of them come back, with a spread of 4 %.
+    let (received, _) = echoed(&near, &lossy, 100);
+    assert!((50..100).contains(&received), "{received} of 100 came back");
+
+    // TCP notices the loss and brings everything all the same; the kernel counts what the hosts send.
+    let before = interface(&lossy, "eth0");
+    transfer(&lossy, &far, 300_000);
+    let sent = interface(&lossy, "eth0").tx_bytes - before.tx_bytes;
+    assert!((300_000..900_000).contains(&sent), "{sent}");
+    if let Delays::Harness { .. } = testbed.delays() {
+        wait_until("the cost to be told", PATIENCE, &testbed.cancel(), || {
+            let cost = testbed.delay_cost();
+            Ok((cost.links == 2 && cost.frames > 200 && cost.lost > 5 && !cost.cpu.is_zero()).then_some(()))
+        })
+        .unwrap();
+    }
+    // A link that is cut and joined again goes on.
+    far.set_link("eth0", false).unwrap();
+    assert_eq!(echoed(&near, &far, 2).0, 0);
+    far.set_link("eth0", true).unwrap();
+    wait_until("the link to carry again", PATIENCE, &testbed.cancel(), || {
+        Ok((echoed(&near, &far, 2).0 > 0).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_link_that_loses_everything_reaches_nobody() {
+    let Some(testbed) = namespaces("a_link_that_loses_everything_reaches_nobody") else { return };
+    if let Delays::None { why } = testbed.delays() {
+        skip("a_link_that_loses_everything_reaches_nobody", why);
+        return;
+    }
+    let cut_off = testbed.host("cut-off", &Link::new().loss(100.0)).unwrap();
+    let near = testbed.host("near", &Link::new()).unwrap();
+    assert_eq!(echoed(&near, &cut_off, 3).0, 0);
 }
