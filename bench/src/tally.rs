@@ -1,54 +1,43 @@
 //! What volunteers count on their interfaces beside what the kernel counts there, over the same stretch of time.
 //!
-//! Ours comes from the heartbeats, through control, as an operator sees it; the harness's is read in the volunteer's
-//! namespace. Both are read when traffic has calmed down, so that the last heartbeat is not far behind.
+//! Both are read at one moment (`meter`), in the volunteer's namespace, when traffic has calmed down. Control and its
+//! heartbeats have no part in it.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use freshet_testbed::cluster::{Cluster, Volunteer};
-use freshet_testbed::{Cancel, Error, wait_until};
-use serde_json::Value;
+use freshet_testbed::{Cancel, Host};
 
+use crate::meter::{self, Compared, Reading};
 use crate::report::Counters;
 
-/// Both counts of every volunteer at some moment.
+/// Both counts of every volunteer that ran at some moment.
 #[derive(Debug)]
 pub(crate) struct Tally {
     counts: Vec<Count>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Count {
     name: String,
     interface: String,
-    /// Another one when the daemon began anew.
-    epoch: Value,
-    /// Received and sent.
-    ours: [u64; 2],
-    harness: [u64; 2],
+    /// Of the daemon: another one began to count anew.
+    process: u32,
+    reading: Reading,
 }
 
 impl Tally {
-    /// Reads all counters when they have calmed down.
+    /// Reads all counters when next to nothing passes any more, at the latest after [`CALM_WITHIN`].
     ///
     /// # Errors
-    /// When they don't, or when a volunteer counts nothing.
+    /// When a volunteer doesn't tell its figures.
     pub(crate) fn begin(cluster: &Cluster, cancel: &Cancel) -> Result<Tally> {
-        let mut before: Option<Vec<Count>> = None;
-        let mut looked = std::time::Instant::now();
-        let counts = wait_until("the volunteers' counters to calm down", CALM_WITHIN, cancel, || {
-            if before.is_some() && looked.elapsed() < CALM {
-                return Ok(None);
-            }
-            looked = std::time::Instant::now();
-            let now = read(cluster)?;
-            let calm = before.as_ref().zip(now.as_ref()).is_some_and(|(before, now)| {
-                before.iter().zip(now).all(|(before, now)| is_calm(before, now))
-            });
-            before = now;
-            Ok(if calm { before.take() } else { None })
-        });
+        let running = || cluster.volunteers().iter().filter(|volunteer| volunteer.process().is_some());
+        let hosts: Vec<Host> = running().map(|volunteer| volunteer.host().clone()).collect();
+        // What still passes is no hindrance: it is bounded by the kernel's figures before and after ours.
+        meter::settle(&hosts, CALM_WITHIN, cancel)?;
+        let counts = running().map(count).collect::<Result<_>>();
         Ok(Tally { counts: counts.context("comparing the volunteers' counters with the kernel's")? })
     }
 
@@ -58,80 +47,60 @@ impl Tally {
     /// # Errors
     /// As [`Tally::begin`].
     pub(crate) fn end(&self, cluster: &Cluster, cancel: &Cancel) -> Result<Counters> {
-        let mut counters = Counters::default();
-        for now in Tally::begin(cluster, cancel)?.counts {
-            let same = |one: &&Count| one.name == now.name && one.epoch == now.epoch;
-            if let Some(then) = self.counts.iter().find(same) {
-                let since = |now: [u64; 2], then: [u64; 2]| [now[0] - then[0], now[1] - then[1]];
-                counters.add(
-                    &now.name,
-                    &now.interface,
-                    since(now.ours, then.ours),
-                    since(now.harness, then.harness),
-                );
-            }
-        }
-        Ok(counters)
+        Ok(between(&self.counts, &Tally::begin(cluster, cancel)?.counts))
     }
 }
 
-/// Of the volunteers that run; `None` while one of them has not told anything.
-fn read(cluster: &Cluster) -> Result<Option<Vec<Count>>, Error> {
-    let nodes = cluster.ctl(&["node", "list"])?;
-    let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
-    let running = cluster.volunteers().iter().filter(|volunteer| volunteer.process().is_some());
-    running
-        .map(|volunteer| {
-            let node = nodes.iter().find(|node| node["name"] == volunteer.name());
-            node.map_or(Ok(None), |node| count(volunteer, node))
-        })
-        .collect()
-}
-
-fn count(volunteer: &Volunteer, node: &Value) -> Result<Option<Count>, Error> {
-    let interface = &node["interfaces"][0];
-    let bytes = |direction: &str| interface["total"][direction]["bytes"].as_u64();
-    let (Some(name), Some(received), Some(sent)) = (interface["name"].as_str(), bytes("in"), bytes("out"))
-    else {
-        return Ok(None);
-    };
-    let kernel = volunteer.host().interfaces()?.into_iter().find(|interface| interface.name == name);
-    Ok(kernel.map(|kernel| Count {
+fn count(volunteer: &Volunteer) -> Result<Count> {
+    let process = volunteer.process().context("only those that run are counted")?;
+    Ok(Count {
         name: volunteer.name().to_owned(),
-        interface: name.to_owned(),
-        epoch: interface["epoch"].clone(),
-        ours: [received, sent],
-        harness: [kernel.rx_bytes, kernel.tx_bytes],
-    }))
+        interface: volunteer.host().interface()?,
+        process: process.pid(),
+        reading: meter::read(volunteer.host(), &volunteer.metrics()?)?,
+    })
 }
 
-fn is_calm(before: &Count, now: &Count) -> bool {
-    let grown = |before: [u64; 2], now: [u64; 2]| now[0] + now[1] <= before[0] + before[1] + CALM_BYTES;
-    before.epoch == now.epoch && grown(before.ours, now.ours) && grown(before.harness, now.harness)
+fn between(first: &[Count], last: &[Count]) -> Counters {
+    let mut counters = Counters::default();
+    for now in last {
+        let same = |then: &&Count| then.name == now.name && then.process == now.process;
+        if let Some(then) = first.iter().find(same) {
+            let mut compared = Compared::default();
+            compared.add(&then.reading, &now.reading);
+            counters.add(&now.name, &now.interface, compared.ours, compared.kernel);
+        }
+    }
+    counters
 }
 
-/// Longer than between two heartbeats of every bench.
-const CALM: Duration = Duration::from_millis(1_100);
+/// For traffic to calm down.
 const CALM_WITHIN: Duration = Duration::from_secs(60);
-/// Heartbeats and polls of that time, and not much more.
-const CALM_BYTES: u64 = 60_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_still_flows_is_not_calm() {
-        let at = |ours: u64, harness: u64, epoch: u64| Count {
-            name: "v0".to_owned(),
-            interface: "eth0".to_owned(),
-            epoch: Value::from(epoch),
-            ours: [ours, ours],
-            harness: [harness, harness],
+    fn at(name: &str, process: u32, kernel: u64, ours: u64) -> Count {
+        let reading = Reading {
+            kernel: [kernel; 2],
+            kernel_after: [kernel; 2],
+            ours: [ours; 2],
+            classes: [[0; 2], [0; 2], [0; 2], [ours; 2]],
         };
-        assert!(is_calm(&at(100, 100, 1), &at(1_000, 1_000, 1)));
-        assert!(!is_calm(&at(100, 100, 1), &at(100, 1_000_000, 1)));
-        assert!(!is_calm(&at(100, 100, 1), &at(1_000_000, 100, 1)));
-        assert!(!is_calm(&at(100, 100, 1), &at(100, 100, 2)));
+        Count { name: name.to_owned(), interface: "eth0".to_owned(), process, reading }
+    }
+
+    #[test]
+    fn only_what_one_daemon_counted_is_compared() {
+        let first = [at("v0", 1, 1_000, 100), at("v1", 2, 1_000, 100)];
+        let restarted = [at("v0", 1, 3_000, 2_100), at("v1", 9, 3_000, 50), at("v2", 3, 500, 500)];
+        let counters = between(&first, &restarted);
+        let plain = counters.table("c").plain();
+        assert_eq!(plain.matches("v0").count(), 2, "{plain}");
+        assert!(!plain.contains("v1") && !plain.contains("v2"), "{plain}");
+        assert!(counters.agree(), "{plain}");
+        let lost = between(&first, &[at("v0", 1, 3_000, 2_000)]);
+        assert!(!lost.agree(), "{}", lost.worst());
     }
 }

@@ -17,7 +17,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
-    workspace::run(&mut workspace.cargo(&["build", "--locked", "--release", "--workspace", "--bins"]))?;
+    // What `bench` starts, and nothing else.
+    let packages = ["-p", "freshet-bench", "-p", "freshet-control", "-p", "freshet-dataplane"];
+    let build = [&["build", "--locked", "--release", "--bins"], packages.as_slice()].concat();
+    workspace::run(&mut workspace.cargo(&build))?;
     let bench = workspace.release_programs().join("bench");
     workspace::run(std::process::Command::new(bench).args(&arguments.arguments).current_dir(workspace.root()))
 }

@@ -5,6 +5,7 @@
 //! Each claim is a file here. The programs are those beside this one; hosts are network namespaces with rate-limited
 //! links. What is simulated says so in its row.
 
+mod aside;
 mod bounds;
 mod customers;
 mod delivery;
@@ -23,6 +24,9 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use freshet_testbed::{Cancel, Options, Testbed};
 
+use aside::Aside;
+
+use crate::chunks;
 use crate::columns;
 use crate::ground;
 use crate::report::{Claim, Document, Measured};
@@ -33,7 +37,7 @@ pub(crate) struct Arguments {
     /// Only these claims, by number.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=6))]
     only: Vec<u8>,
-    /// Fewer rounds and fewer hosts: minutes rather than a quarter of an hour, with less to say.
+    /// Fewer rounds and fewer hosts: half of the time, with less to say.
     #[arg(long)]
     quick: bool,
     /// What sizes, arrivals and contents are drawn from.
@@ -55,6 +59,10 @@ struct Ground<'a> {
     cancel: &'a Cancel,
     quick: bool,
     seed: u64,
+    /// Of claim 2.
+    trade_off: &'a Aside<chunks::Report>,
+    /// Of claim 6.
+    days: &'a Aside<Vec<savings::Days>>,
 }
 
 impl Ground<'_> {
@@ -141,10 +149,14 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     let mut claims = Vec::new();
     let mut failed = false;
     let begun = Instant::now();
-    for subject in SUBJECTS {
-        if !arguments.only.is_empty() && !arguments.only.contains(&subject.number) {
-            continue;
-        }
+    let chosen = |subject: &Subject| arguments.only.is_empty() || arguments.only.contains(&subject.number);
+    let looked_at =
+        |number| SUBJECTS.iter().any(|one| one.number == number && chosen(one) && missing(one).is_none());
+    let trade_off = Aside::begin(looked_at(2), chunks::of_small_packages)?;
+    let (quick, seed) = (arguments.quick, arguments.seed);
+    let days = Aside::begin(looked_at(6), move || savings::days(quick, seed))?;
+    for subject in SUBJECTS.iter().filter(|subject| chosen(subject)) {
+        let begun = Instant::now();
         eprintln!("claim {}: {}", subject.number, subject.claimed);
         let directory = scratch.join(subject.number.to_string());
         std::fs::create_dir(&directory)?;
@@ -152,8 +164,10 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
             programs: &programs,
             scratch: &directory,
             cancel,
-            quick: arguments.quick,
-            seed: arguments.seed,
+            quick,
+            seed,
+            trade_off: &trade_off,
+            days: &days,
         };
         document.section(&format!("{}. {}", subject.number, subject.title)).quote(subject.claimed);
         let outcome = match missing(subject) {
@@ -167,6 +181,9 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
             bail!("interrupted; nothing is reported");
         }
         std::fs::remove_dir_all(&directory)?;
+        let minutes = begun.elapsed().as_secs_f64() / 60.0;
+        eprintln!("claim {}: {minutes:.1} minutes", subject.number);
+        document.parameter(&format!("{}: looked at for", subject.number), format!("{minutes:.1} minutes"));
         match outcome {
             Ok(found) => {
                 document.latest().claims(found.clone());

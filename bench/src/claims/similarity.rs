@@ -10,7 +10,7 @@ use crate::sync;
 
 /// Consecutive versions of packages in chunks of several sizes, then changes of a repository that mirrors have.
 pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<Claim>> {
-    let mut claims = trade_off(document)?;
+    let mut claims = trade_off(ground, document)?;
     let mirrors = if ground.quick { 3 } else { 5 };
     let (costs, counted) = sync::changes(ground.programs, mirrors, MBIT, ground.scratch, ground.cancel)?;
     let mut table = Table::new("Changes of a repository of real packages; a mirror's mean")
@@ -56,8 +56,8 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
     Ok(claims)
 }
 
-fn trade_off(document: &mut Document) -> Result<Vec<Claim>> {
-    let report = chunks::of_small_packages().context("consecutive versions of packages")?;
+fn trade_off(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<Claim>> {
+    let report = ground.trade_off.take().context("consecutive versions of packages")?;
     let mut table = Table::new("Chunks and pieces of one size, and recipes with pieces that suit the links")
         .text("size")
         .number("found in the version before", "%", 1)

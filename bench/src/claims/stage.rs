@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use freshet_testbed::cluster::{Cluster, Programs};
+use freshet_testbed::cluster::{Cluster, Programs, TELLS_FIGURES};
 use freshet_testbed::{Cancel, Host, Link, Process, Program, Rate, Testbed, wait_until};
 
 use super::Ground;
@@ -68,7 +68,7 @@ impl Stage {
     /// Adds a volunteer that donates what its link carries.
     pub(super) fn add(&mut self, donor: &Donor) -> Result<()> {
         let link = Link::new().up(Rate::mbit(donor.up)).down(Rate::mbit(donor.down)).single_packets();
-        let volunteer = self.cluster.add_volunteer(&self.testbed, &donor.name, &link)?;
+        let volunteer = self.cluster.add_volunteer_with(&self.testbed, &donor.name, &link, TELLS_FIGURES)?;
         let path = volunteer.state().join("dataplane.toml");
         let joined = fs::read_to_string(&path)?;
         // Below what the link passes, so that what waits does so in the daemon, where it is seen.

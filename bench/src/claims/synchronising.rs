@@ -8,7 +8,7 @@ use crate::report::{Claim, Counters, Document, Measured, Table, cells};
 use crate::spread::Spread;
 use crate::sync::{Contender, Ran, Trial};
 
-/// For each number of nodes: rounds of both in turns.
+/// For each number of nodes: rounds of both, side by side on links of their own.
 pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<Claim>> {
     let nodes: &[usize] = if ground.quick { &[5, 10] } else { &[5, 10, 20, 40] };
     document.parameter("1: links of origin and mirrors", format!("{MBIT} Mbit/s both ways"));
@@ -29,11 +29,23 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
         let trial = Trial::new(count, MBIT, release, &ground.scratch.join(format!("release-{count}")))?;
         eprintln!("{count} mirrors; {}", trial.describe());
         let mut runs: [Vec<Ran>; 2] = [Vec::new(), Vec::new()];
-        for round in 0..ground.rounds(if count <= 5 { 3 } else { 2 }) {
-            for (ran, contender) in runs.iter_mut().zip([Contender::Swarm, Contender::Rsync]) {
+        for round in 0..ground.rounds(if count <= 10 { 3 } else { 2 }) {
+            let run = |contender: Contender| -> Result<Ran> {
                 let directory = ground.scratch.join(format!("{count}-{round}-{contender:?}"));
-                let mut one = trial.run(contender, ground.programs, &directory, ground.cancel)?;
-                eprintln!("{}", one.outcome.line(contender));
+                let ran = trial.run(contender, ground.programs, &directory, ground.cancel)?;
+                eprintln!("{}", ran.outcome.line(contender));
+                Ok(ran)
+            };
+            // Each has links of its own, and rsync's are what it waits for.
+            let (swarm, rsync) = std::thread::scope(|scope| {
+                let rsync = scope.spawn(|| run(Contender::Rsync));
+                (run(Contender::Swarm), rsync.join())
+            });
+            let rsync = rsync.map_err(|_| anyhow::anyhow!("the measurement of rsync panicked"))?;
+            for (ran, (contender, one)) in
+                runs.iter_mut().zip([(Contender::Swarm, swarm), (Contender::Rsync, rsync)])
+            {
+                let mut one = one?;
                 document.record(
                     "sync",
                     &serde_json::json!({
@@ -98,7 +110,8 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
         .latest()
         .prose(&format!(
             "Real packages are released to empty mirrors over links of {MBIT} Mbit/s, by an rsync daemon with a client on \
-             every mirror, and by control with a volunteer on every mirror, in turns. The release is as large as rsync can \
+             every mirror, and at the same time, over links of their own, by control with a volunteer on every mirror. The \
+             release is as large as rsync can \
              bring to all of them in {RSYNC_SECS:.0} s, at most {:.0} MB. Whatever their number, the swarm's server \
              sent at most {worst:.2} times the release, headers, heartbeats and orders included; “prepared” is the \
              time for checksums and pieces before the first byte, which rsync has not.",

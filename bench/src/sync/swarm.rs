@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use freshet_api::{ContentHash, NodeId};
-use freshet_testbed::cluster::{Cluster, Programs, Volunteer};
+use freshet_testbed::cluster::{Cluster, Programs, TELLS_FIGURES, Volunteer};
 use freshet_testbed::wait_until;
 
 use super::liar::{self, Liar, Port};
@@ -123,7 +123,7 @@ pub(super) fn start(course: &Course<'_>, repository: &Path) -> Result<Cluster> {
     let mut cluster =
         Cluster::start(course.testbed, &programs, repository, &states, &origin_link, &arguments)?;
     for (number, link) in course.links.mirror_links().enumerate() {
-        cluster.add_volunteer(course.testbed, &format!("v{number}"), &link)?;
+        cluster.add_volunteer_with(course.testbed, &format!("v{number}"), &link, TELLS_FIGURES)?;
     }
     Ok(cluster)
 }
