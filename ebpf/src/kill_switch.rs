@@ -42,9 +42,11 @@ impl KillSwitch {
         let mut listeners = self.lock();
         self.off.store(classes.iter().fold(0, |bits, &class| bits | bit(class)), Ordering::Release);
         listeners.retain(|(_, sockets)| sockets.strong_count() > 0);
-        listeners
-            .iter()
-            .fold(Ok(()), |done, (class, sockets)| done.and(silence(sockets, self.is_off(*class))))
+        let mut done = Ok(());
+        for (class, sockets) in listeners.iter() {
+            done = done.and(silence(sockets, self.is_off(*class)));
+        }
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Class, Weak<[OwnedFd]>)>> {
@@ -55,7 +57,11 @@ impl KillSwitch {
 
 fn silence(sockets: &Weak<[OwnedFd]>, off: bool) -> io::Result<()> {
     let Some(sockets) = sockets.upgrade() else { return Ok(()) };
-    sockets.iter().fold(Ok(()), |done, socket| done.and(if off { deafen(socket) } else { undeafen(socket) }))
+    let mut done = Ok(());
+    for socket in sockets.iter() {
+        done = done.and(if off { deafen(socket) } else { undeafen(socket) });
+    }
+    done
 }
 
 fn deafen(socket: &OwnedFd) -> io::Result<()> {

@@ -185,11 +185,11 @@ impl Passing {
         let now = Instant::now();
         while let Some(frame) = self.lines[side].due(now) {
             match self.ends[1 - side].write(&frame) {
-                Ok(_) => {
+                Ok(written) if written == frame.len() => {
                     self.shared.frames.fetch_add(1, Ordering::Relaxed);
                 }
                 // An end that is set down receives nothing.
-                Err(_) => self.lines[side].dropped += 1,
+                Ok(_) | Err(_) => self.lines[side].dropped += 1,
             }
         }
     }

@@ -53,7 +53,7 @@ impl Ring {
             let ahead = ((entry >> 32) as u32).wrapping_sub(*read as u32);
             if ahead == 0 {
                 *found.by_file.entry(FileId(entry as u32)).or_default() += 1;
-            } else if ahead as u64 % slots == 0 && ahead < u32::MAX / 2 {
+            } else if u64::from(ahead).is_multiple_of(slots) && ahead < u32::MAX / 2 {
                 // Overtaken while it was read.
                 found.missed += 1;
             } else {

@@ -396,7 +396,7 @@ fn without_rights_too_nothing_leaves_at_the_last_byte() {
         assert!(!download.wait(2 * PATIENCE).unwrap().success(), "not all of it could be sent");
     }
     // What is kept for refusals is used for them, and then nobody is answered.
-    let refusals = curl.clone().args(["--fail-early", "--no-keepalive", "--header", "Connection: close"]);
+    let refusals = curl.args(["--fail-early", "--no-keepalive", "--header", "Connection: close"]);
     let refusals = refusals.arg(format!("{url}?n=[1-2000]"));
     scene
         .wait("nobody to be answered", || {
