@@ -278,7 +278,7 @@ const SECS: f64 = 12.0;
 const FILES: usize = 12;
 const RELEASE_BYTES: usize = 3_000_000;
 /// Name, scenario of `bench sim`, and days of it: ten as the published trace has, fewer where a day takes longer.
-const SYSTEMS: &[(&'static str, &str, f64)] =
+const SYSTEMS: &[(&str, &str, f64)] =
     &[("existing system, rsync", "existing-system", 10.0), ("swarm and volunteers", "swarm-volunteers", 3.0)];
 /// Section 2 of the paper.
 const PUBLISHED_HOURS: f64 = 1.81;
