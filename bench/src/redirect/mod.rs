@@ -122,7 +122,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for server in fields.iter().map(|field| &field.origin.server).chain(nginx.as_ref()) {
         runs.push(Run::new(server, &paths, arguments)?);
     }
+    // Whoever measures on a shared machine may stop all of this here, and let it go on when the machine is quiet.
     eprintln!("measuring");
+    std::thread::sleep(READY);
     for run in &runs {
         run.process.pause()?;
     }
@@ -345,6 +347,8 @@ impl Run {
 const ITS_OWN: &[&str] = &["control.redb", "admin.json", "addresses.json", "tls.key", "tls.crt"];
 const CATALOGUE: &str = "catalog.redb";
 const AT_SHARE: Duration = Duration::from_millis(1_000);
+/// Time to stop everything before the first turn.
+const READY: Duration = Duration::from_secs(2);
 /// Warm caches, and what a control does once when it goes on.
 const SETTLING: Duration = Duration::from_millis(100);
 const BEAT_AGAIN: Duration = Duration::from_secs(120);
