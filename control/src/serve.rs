@@ -422,11 +422,7 @@ fn start_engine(
             listener(sync_address, sockets.sync, Class::Sync, Arc::new(sync)),
         ],
         rings: settings.rings,
-        limits: Limits {
-            connections_max: settings.connections_max,
-            connections_per_address_max: settings.connections_max,
-            ..Limits::default()
-        },
+        limits: Limits { connections_max: settings.connections_max, ..Limits::default() },
         pacer: settings.sync_rate.map(|rate| {
             Arc::new(SyncPacer::new(rate, Arc::clone(sent_elsewhere))) as Arc<dyn freshet_engine::Pacer>
         }),

@@ -90,7 +90,8 @@ pub struct Options {
     /// Threads of the front door, 0 to 256; 0 is one per core [default: 0]
     #[arg(long, value_name = "N")]
     pub rings: Option<usize>,
-    /// Open connections of front door and sync port together at most [default: 20000]
+    /// Open connections of front door and sync port together at most, of one client address (an IPv6 /64 counts as
+    /// one) a quarter of them [default: 20000]
     #[arg(long, value_name = "N")]
     pub connections_max: Option<usize>,
     /// Seconds for which downloads may go on after SIGTERM [default: 10]
@@ -228,7 +229,7 @@ pub struct Settings {
     pub hash_threads: usize,
     /// Threads of the front door; 0 is one per core.
     pub rings: usize,
-    /// Open connections at most.
+    /// Open connections at most; of one client address a quarter of them.
     pub connections_max: usize,
     /// How long downloads may go on after SIGTERM.
     pub grace: Duration,

@@ -624,6 +624,8 @@ const TEMPLATE_TAIL: &str = "\
 # The bounds of the server; `dataplane run --help` lists them all.
 #[limits]
 #connections_max = 20000
+# Of one client address; a quarter of all unless set.
+#connections_per_address_max = 5000
 
 #[log]
 # \"text\" or \"json\".

@@ -16,7 +16,7 @@ pub struct LimitOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections_max: Option<usize>,
 
-    /// Open connections of one client address; an IPv6 /64 counts as one [default: 20000]
+    /// Open connections of one client address; an IPv6 /64 counts as one [default: a quarter of all]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections_per_address_max: Option<usize>,
@@ -88,12 +88,10 @@ impl LimitOptions {
         };
         Ok(Limits {
             connections_max: count("connections_max", self.connections_max, default.connections_max, MANY)?,
-            connections_per_address_max: count(
-                "connections_per_address_max",
-                self.connections_per_address_max,
-                default.connections_per_address_max,
-                MANY,
-            )?,
+            connections_per_address_max: match self.connections_per_address_max {
+                None => default.connections_per_address_max,
+                Some(value) => Some(within("connections_per_address_max", value as u64, 1, MANY)? as usize),
+            },
             head_bytes_max: bytes(
                 "head_bytes_max",
                 self.head_bytes_max,

@@ -57,6 +57,9 @@ impl Peer {
                     &address.to_string(),
                     "--rings",
                     if name == "freshet-2" { "2" } else { "1" },
+                    // All clients are at one address here.
+                    "--connections-per-address-max",
+                    "20000",
                     "--access-log",
                     "off",
                 ]

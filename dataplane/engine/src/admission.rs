@@ -19,12 +19,13 @@ pub(crate) struct Admission {
 
 impl Admission {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let bounded = limits.connections_per_address_max < limits.connections_max;
+        let by_address_max = limits.connections_of_one_address();
+        let bounded = by_address_max < limits.connections_max;
         Self {
             open: AtomicUsize::new(0),
             open_max: limits.connections_max,
             by_address: bounded.then(Mutex::default),
-            by_address_max: limits.connections_per_address_max,
+            by_address_max,
         }
     }
 
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn bounds() {
-        let limits = Limits { connections_max: 3, connections_per_address_max: 2, ..Limits::default() };
+        let limits = Limits { connections_max: 3, connections_per_address_max: Some(2), ..Limits::default() };
         let admission = Admission::new(&limits);
         let a: IpAddr = "2001:db8::1".parse().unwrap();
         let same_network: IpAddr = "2001:db8::2".parse().unwrap();
@@ -87,5 +88,16 @@ mod tests {
         admission.leave(a);
         assert!(admission.enter(mapped));
         assert!(!admission.enter(b));
+    }
+    /// However many connections there may be, it takes several addresses to have them all.
+    #[test]
+    fn one_address_has_a_quarter_unless_told_otherwise() {
+        for (connections_max, of_one) in [(1, 1), (4, 1), (300, 75), (301, 76), (20_000, 5_000)] {
+            let limits = Limits { connections_max, ..Limits::default() };
+            let admission = Admission::new(&limits);
+            let [greedy, other]: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+            assert_eq!((0..connections_max).filter(|_| admission.enter(greedy)).count(), of_one);
+            assert_eq!(admission.enter(other), connections_max > of_one);
+        }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Open connections over all rings; further ones are closed at once.
     pub connections_max: usize,
-    /// Open connections of one client address (a /64 counts as one for IPv6).
-    pub connections_per_address_max: usize,
+    /// Open connections of one client address (a /64 counts as one for IPv6); `None` is a quarter of
+    /// `connections_max`, so that no one client has all places.
+    pub connections_per_address_max: Option<usize>,
     /// Bytes of a request's head; above: 431 and close.
     pub head_bytes_max: usize,
     /// Header fields of a request; above: 431 and close.
@@ -33,11 +34,18 @@ pub struct Limits {
     pub revalidate_after: Duration,
 }
 
+impl Limits {
+    /// Open connections that one client address may have.
+    pub fn connections_of_one_address(&self) -> usize {
+        self.connections_per_address_max.unwrap_or(self.connections_max.div_ceil(ADDRESSES_MIN))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 20_000,
-            connections_per_address_max: 20_000,
+            connections_per_address_max: None,
             head_bytes_max: 16 * 1024,
             head_fields_max: 64,
             body_drain_bytes_max: 64 * 1024,
@@ -52,3 +60,6 @@ impl Default for Limits {
         }
     }
 }
+
+/// Client addresses that it takes at least to have all connections, unless a bound is set.
+const ADDRESSES_MIN: usize = 4;

@@ -161,7 +161,7 @@ fn caches_are_bounded() {
 /// Too many connections: the next is closed at once, and a place that becomes free is used.
 #[test]
 fn connections_are_bounded() {
-    let limits = Limits { connections_max: 4, ..Limits::default() };
+    let limits = Limits { connections_max: 4, connections_per_address_max: Some(4), ..Limits::default() };
     let served = Served::with(Setting { limits, ..Setting::default() });
     served.file("a", "x");
     let mut clients: Vec<Client> = (0..4).map(|_| served.connect()).collect();
@@ -178,7 +178,8 @@ fn connections_are_bounded() {
 /// One address can't take all places.
 #[test]
 fn connections_per_address_are_bounded() {
-    let limits = Limits { connections_per_address_max: 2, ..Limits::default() };
+    // Of eight in all, two are a quarter.
+    let limits = Limits { connections_max: 8, ..Limits::default() };
     let served = Served::with(Setting { limits, ..Setting::default() });
     served.file("a", "x");
     let _clients: Vec<Client> = (0..2).map(|_| served.connect()).collect();

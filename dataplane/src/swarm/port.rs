@@ -102,7 +102,7 @@ impl PeerPort {
 fn limits() -> Limits {
     Limits {
         connections_max: CONNECTIONS_MAX,
-        connections_per_address_max: CONNECTIONS_PER_ADDRESS_MAX,
+        connections_per_address_max: Some(CONNECTIONS_PER_ADDRESS_MAX),
         head_bytes_max: 4 << 10,
         ranges_max: 1,
         memory_file_bytes_max: 0,
