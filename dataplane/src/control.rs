@@ -328,7 +328,7 @@ mod tests {
             tokio::spawn(async move {
                 let mut stream = acceptor.accept(stream).await.unwrap();
                 let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
                     if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
                         return;
                     }

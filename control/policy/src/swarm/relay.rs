@@ -269,10 +269,13 @@ mod tests {
 
     #[test]
     fn liars_cost_little_and_nobody_is_left_behind() {
-        for liars in [1, 4] {
+        for liars in [1u32, 4] {
             let mut relay = relay(40 << 10);
             let (seconds, copies) = play(&mut relay, 40, |node| node.0 <= liars);
-            assert!(copies <= 4 && seconds <= 16, "{liars} liars: {copies} copies, {seconds} s");
+            assert!(
+                copies <= 2 + u64::from(liars) && seconds <= 16,
+                "{liars} liars: {copies} copies, {seconds} s"
+            );
             assert!(relay.figures().failed > 0);
         }
         // Everybody lies to everybody: each comes to the origin in the end.

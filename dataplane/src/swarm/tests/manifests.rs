@@ -39,7 +39,7 @@ impl Books {
     fn new(rows: u32) -> Arc<Self> {
         let file = |number: u32| ManifestFile {
             file: FileId(number),
-            path: format!("pool/{number}.deb").parse().unwrap(),
+            path: format!("pool/{number:06}.deb").parse().unwrap(),
             size: 9,
             mtime: 1,
             content: hash(&number.to_le_bytes()),
