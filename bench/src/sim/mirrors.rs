@@ -3,6 +3,9 @@
 mod rsync;
 mod swarm;
 
+use std::collections::BTreeSet;
+
+use freshet_policy::arbiter::Turns;
 use freshet_policy::draw::{Draw, mix};
 use freshet_policy::placement::{self, CollectionId, Host, HotFile, Order, PlacementTerms};
 
@@ -26,6 +29,9 @@ pub(super) struct Mirrors {
     /// Bytes released since the start, for those who fetch what is new once a day.
     released: f64,
     usable: Option<(f64, Option<u32>, f64)>,
+    turns: Turns,
+    /// Whose turn it is to copy from peers; everybody's when there are none.
+    in_turn: Option<BTreeSet<NodeId>>,
     seed: u64,
 }
 
@@ -65,6 +71,8 @@ impl Mirrors {
             rsync: Rsync::new(scenario, nodes.len()),
             released: 0.0,
             usable: None,
+            turns: Turns::default(),
+            in_turn: None,
             seed: mix(nodes.len() as u64),
         }
     }
@@ -170,11 +178,16 @@ impl World<'_> {
         self.plan(self.now + 86_400.0, What::Daily(node));
     }
 
-    /// Delivery's and sync's shares of a node's uplink, by the arbiter.
+    /// Delivery's and sync's shares of a node's uplink, by the arbiter. At the origin it has no say, whatever the law:
+    /// control gives the sync port the operator's rate there, which here is the whole uplink, and customers the rest.
     pub(super) fn balance(&mut self, node: u32) {
         let Some(work) = self.mirrors.work(node, self) else { return };
         let now = self.moment();
-        let share = self.arbiters[node as usize].share(&work, &self.targets, now);
+        let share = if node == 0 {
+            ORIGIN_DELIVERY_SHARE
+        } else {
+            self.arbiters[node as usize].share(&work, &self.targets, now)
+        };
         self.advance(node);
         let uplink = &mut self.nodes[node as usize].uplink;
         if (uplink.delivery_share() - f64::from(share)).abs() > SHARE_STEP {
@@ -254,6 +267,8 @@ impl World<'_> {
     }
 }
 
+/// Of the origin's uplink while it seeds: its customers go on, slowly.
+const ORIGIN_DELIVERY_SHARE: f32 = 0.02;
 const REPOSITORY: CollectionId = CollectionId(0);
 const SPACE_BYTES: u64 = 200_000_000_000;
 const PLACEMENT_SECONDS: f64 = 10.0;

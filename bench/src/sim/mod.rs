@@ -7,6 +7,7 @@ mod node;
 mod report;
 mod scenario;
 mod uplink;
+mod verdict;
 mod view;
 mod workload;
 mod world;
@@ -18,6 +19,7 @@ use anyhow::Result;
 pub(crate) use self::metrics::Outcome;
 use self::report::{Report, Variant};
 use self::scenario::Scenario;
+use self::verdict::Verdict;
 
 /// Options of `bench sim`.
 #[derive(Debug, clap::Args)]
@@ -68,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         return Ok(());
     }
+    let mut verdict = Verdict::default();
     for name in &arguments.scenarios {
         let base = adjusted(Scenario::load(name)?, arguments)?;
         let mut report = Report::new(name, &base.title);
@@ -82,10 +85,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             report.variants.push(Variant { label, outcomes });
         }
         println!("{}", report.text());
+        verdict.add(
+            name,
+            report.variants.iter().map(|variant| {
+                (variant.label.as_str(), variant.outcomes.iter().map(|run| run.total_lateness).collect())
+            }),
+        );
         let directory = arguments.out.join(report.file_stem());
         report.write(&directory)?;
         println!("{}", directory.display());
     }
+    print!("{}", verdict.text());
     Ok(())
 }
 

@@ -66,8 +66,11 @@ pub enum SelectionRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ArbiterRule {
-    /// Both equally late, each towards its own target.
+    /// What is nearly copied goes before customers, what is far from it behind them; while customers wait, mirrors copy
+    /// one after the other.
     #[default]
+    ShortestRemaining,
+    /// Both equally late, each towards its own target.
     EqualLateness,
     /// Customers first.
     DeliveryFirst,

@@ -93,6 +93,9 @@ pub struct SwarmReply {
     pub complete: bool,
     /// Whether the tracker does not copy this bundle (any more): what lacks comes as whole contents from the origin.
     pub closed: bool,
+    /// Whether it is another mirror's turn to be served by peers, so that nothing coming is nothing wrong.
+    #[serde(default)]
+    pub waits: bool,
     /// When the next poll is due, milliseconds (50 ..= 10,000).
     pub interval_ms: u64,
 }

@@ -8,6 +8,7 @@ mod equal_lateness;
 mod fixed_split;
 mod shortest_remaining;
 mod sync_first;
+mod turns;
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use self::equal_lateness::EqualLateness;
 pub use self::fixed_split::FixedSplit;
 pub use self::shortest_remaining::ShortestRemaining;
 pub use self::sync_first::SyncFirst;
+pub use self::turns::{Turns, Waiting};
 use crate::moment::Moment;
 
 /// A law that shares an uplink between delivery and sync. One instance per node.
@@ -28,6 +30,11 @@ pub trait Arbiter: Send + fmt::Debug {
 
     /// Delivery's share (0 ..= 1) of the uplink from `now` on.
     fn share(&mut self, work: &Work, targets: &Targets, now: Moment) -> f32;
+
+    /// Whether mirrors have their [`Turns`] under this law, instead of all copying side by side.
+    fn takes_turns(&self) -> bool {
+        false
+    }
 }
 
 /// What a node's uplink has to do.
@@ -86,12 +93,20 @@ pub fn urgency(demand: BytesPerSec, capacity: BytesPerSec) -> f32 {
     (1.0 + URGENCY_GAIN * unmet) as f32
 }
 
+/// Whether customers wait at volunteers' uplinks, so that it matters to whom sync's share goes: `owed` bytes were promised
+/// to them by volunteers that can send `rate` in all.
+pub fn contended(owed: Bytes, rate: BytesPerSec) -> bool {
+    owed.0 as f64 > rate.0 as f64 * CONTENDED.as_secs_f64()
+}
+
 fn secs(duration: Duration) -> f64 {
     duration.as_secs_f64().max(1e-3)
 }
 
 /// A release that nobody can deliver yet and everybody wants weighs this much more.
 const URGENCY_GAIN: f64 = 9.0;
+/// What is owed to customers counts from this much of the uplinks' time on.
+const CONTENDED: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -105,6 +120,12 @@ mod tests {
         assert_eq!(urgency(rate(100), rate(500)), 1.0);
         assert_eq!(urgency(rate(100), rate(0)), 10.0);
         assert!((urgency(rate(100), rate(50)) - 5.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_few_customers_of_many_volunteers_do_not_count() {
+        assert!(!contended(Bytes(0), BytesPerSec(0)) && !contended(Bytes(100), BytesPerSec(1_000)));
+        assert!(contended(Bytes(101), BytesPerSec(1_000)) && contended(Bytes(1), BytesPerSec(0)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Looks every second at how volunteers and mirrors stand, and works out what follows from the knobs: how each
-//! volunteer's rate is shared between delivery and sync, and at what rate room for customers appears.
+//! volunteer's rate is shared between delivery and sync, whose turn it is to copy, and at what rate room for customers
+//! appears.
 //!
 //! The laws are `freshet_policy::arbiter`'s; here is what they are told. Heartbeat replies carry what came of it.
 
@@ -12,7 +13,8 @@ use freshet_api::balance::{ArbiterRule, Balance, ShareView};
 use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::arbiter::{
-    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, SyncFirst, Targets, Work, urgency,
+    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, ShortestRemaining, SyncFirst, Targets, Turns, Waiting,
+    Work, contended, urgency,
 };
 use freshet_policy::reservation::ReservationLedger;
 use freshet_policy::selection::Standing;
@@ -68,6 +70,7 @@ struct Laws {
     by_node: HashMap<NodeId, Box<dyn Arbiter>>,
     /// Since when a mirror has not had what was released.
     behind: HashMap<NodeId, Moment>,
+    turns: Turns,
 }
 
 /// What mirrors lack.
@@ -150,14 +153,15 @@ impl Steward {
             (laws.rule, laws.by_node) = (Some(rule), HashMap::new());
         }
         if balance.arbiter == ArbiterRule::Off {
-            self.shares.store(Arc::default());
+            self.nothing_to_share(&mut laws);
             return;
         }
         let lack = self.lack(table, demand, &mut laws.behind, now);
-        if lack.bytes == 0 && balance.arbiter == ArbiterRule::EqualLateness {
-            // Nothing to share; with many volunteers that is worth not working out.
-            laws.by_node.clear();
-            self.shares.store(Arc::default());
+        if lack.bytes == 0
+            && matches!(balance.arbiter, ArbiterRule::ShortestRemaining | ArbiterRule::EqualLateness)
+        {
+            // With many volunteers that is worth not working out.
+            self.nothing_to_share(&mut laws);
             return;
         }
         let targets = Targets {
@@ -180,7 +184,56 @@ impl Steward {
             shares.insert(route.node, Share { delivery, work, targets });
         }
         laws.by_node.retain(|node, _| shares.contains_key(node));
+        self.take_turns(table, &shares, &mut laws, &targets, now);
         self.shares.store(Arc::new(shares));
+    }
+
+    fn nothing_to_share(&self, laws: &mut Laws) {
+        laws.by_node.clear();
+        laws.turns.clear();
+        self.rooms.swarm.set_turns(None);
+        self.shares.store(Arc::default());
+    }
+
+    /// Tells the swarm whose turn it is to copy, if the law has turns and customers wait at the same uplinks.
+    fn take_turns(
+        &self,
+        table: &RoutingTable,
+        shares: &HashMap<NodeId, Share>,
+        laws: &mut Laws,
+        targets: &Targets,
+        now: Moment,
+    ) {
+        let Laws { by_node, behind, turns, .. } = laws;
+        let (mut sendable, mut owed, mut rate) = (self.rooms.swarm.origin_rate().0 as f64, 0u64, 0u64);
+        let mut waiting = Vec::new();
+        for route in table.routes().filter(|route| is_live(route)) {
+            let Some(share) = shares.get(&route.node) else { continue };
+            owed = owed.saturating_add(share.work.delivery_backlog.0);
+            rate = rate.saturating_add(route.rate.0);
+            if route.mirror.sends {
+                sendable += route.rate.0 as f64 * (1.0 - f64::from(share.delivery));
+            }
+            if route.mirror.missing > 0 {
+                let since = behind.get(&route.node).map_or(Duration::ZERO, |&since| now.since(since));
+                waiting.push(Waiting {
+                    node: route.node,
+                    missing: Bytes(route.mirror.missing),
+                    uplink: route.rate,
+                    since,
+                });
+            }
+        }
+        let has_turns = by_node.values().next().is_some_and(|law| law.takes_turns());
+        if !has_turns || waiting.is_empty() || !contended(Bytes(owed), BytesPerSec(rate)) {
+            turns.clear();
+            self.rooms.swarm.set_turns(None);
+            return;
+        }
+        let chosen = turns.look(&waiting, BytesPerSec(sendable as u64), targets, now);
+        // Who is not among those that lack something here is only told of it later, and waits for nobody.
+        let waits = waiting.iter().map(|mirror| mirror.node).filter(|node| !chosen.contains(node));
+        self.rooms.swarm.set_turns(Some(waits.collect()));
     }
 
     /// What all mirrors together lack of what was released, and how much it is asked for.
@@ -232,7 +285,8 @@ fn law(balance: &Balance) -> Box<dyn Arbiter> {
         ArbiterRule::DeliveryFirst => Box::new(DeliveryFirst),
         ArbiterRule::SyncFirst => Box::new(SyncFirst),
         ArbiterRule::FixedSplit => Box::new(FixedSplit::new(balance.delivery_percent as f32 / 100.0)),
-        ArbiterRule::EqualLateness | ArbiterRule::Off => Box::new(EqualLateness::default()),
+        ArbiterRule::EqualLateness => Box::new(EqualLateness::default()),
+        ArbiterRule::ShortestRemaining | ArbiterRule::Off => Box::new(ShortestRemaining::default()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use freshet_api::bundle::BundleId;
 use freshet_api::swarm::{
     COMPLAINTS_MAX, Complaint, LEASES_MAX, LeaseGrant, PEERS_MAX, PeerHint, SwarmPoll, SwarmReply,
@@ -35,6 +36,8 @@ pub(super) struct Books {
     settled: Moment,
     /// Drawn at the start, so that nobody can foresee who is named to whom.
     seed: u64,
+    /// Who waits for its turn to be served by peers.
+    waits: ArcSwapOption<BTreeSet<NodeId>>,
 }
 
 /// One bundle's.
@@ -104,6 +107,7 @@ impl Books {
             suspicions: Mutex::default(),
             origin_copies,
             seed,
+            waits: ArcSwapOption::empty(),
         }
     }
 
@@ -156,12 +160,19 @@ impl Books {
             .collect();
         self.suspect(&mut book, node, &complaints, now);
         if book.leases.is_member(node) {
+            let waits = self.waits.load().as_ref().is_some_and(|waits| waits.contains(&node));
             let wanted = poll.leases.min(LEASES_MAX as u32);
-            for lease in book.leases.grant(node, wanted, now) {
+            // What nobody has yet makes its uplink useful to those whose turn it is.
+            let leases = match waits && book.leases.spread() >= kept.bundle.len() {
+                true => Vec::new(),
+                false => book.leases.grant(node, wanted, now),
+            };
+            for lease in leases {
                 let for_ms = u64::try_from(lease.until.since(now).as_millis()).unwrap_or(u64::MAX);
                 reply.leases.push(LeaseGrant { piece: lease.piece, for_ms });
             }
-            let peers = self.peers(&book, node, now, now_secs);
+            reply.waits = waits;
+            let peers = if waits { Vec::new() } else { self.peers(&book, node, now, now_secs) };
             reply.peers_are = name_of(&peers);
             if reply.peers_are != poll.peers_known {
                 reply.peers = peers;
@@ -270,6 +281,11 @@ impl Books {
             book.forget(node);
             book.done.remove(&node);
         }
+    }
+
+    /// Who waits for its turn.
+    pub(super) fn set_turns(&self, waits: Option<BTreeSet<NodeId>>) {
+        self.waits.store(waits.map(Arc::new));
     }
 
     /// Rate to reckon with, and what was sent lately.
@@ -585,6 +601,28 @@ mod tests {
             first.peers,
             "who knows none gets it"
         );
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_its_turn_gets_only_what_nobody_has() {
+        let scene = scene(2).await;
+        for node in 1..=2 {
+            scene.beat(node, 0, 1, 1.0);
+            scene.poll(node, true, Runs::default(), 0, 1.0);
+        }
+        scene.books.set_turns(Some([NodeId(2)].into()));
+        let reply = scene.poll(2, false, Runs::default(), 3, 2.0);
+        assert_eq!((reply.peers.len(), reply.leases.len(), reply.waits), (0, 3, true));
+        assert_eq!(scene.poll(1, false, Runs::default(), 0, 2.0).peers.len(), 1, "it is asked nevertheless");
+        scene.poll(1, true, all(), 0, 3.0);
+        for second in [4.0, 60.0, 600.0] {
+            scene.beat(1, 0, second as u64, second);
+            scene.beat(2, 0, second as u64, second);
+            let reply = scene.poll(2, false, Runs::default(), 3, second);
+            assert_eq!((reply.peers.len(), reply.leases.len()), (0, 0), "not from the origin again");
+        }
+        scene.books.set_turns(None);
+        assert_eq!(scene.poll(2, false, Runs::default(), 0, 601.0).peers.len(), 1);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod shelf;
 mod uplink;
 mod view;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -146,6 +147,17 @@ impl Swarm {
             reading: Semaphore::new(READERS_MAX),
             stop: watch::Sender::new(false),
         }))
+    }
+
+    /// What the origin gives to sync, set or as reckoned.
+    pub fn origin_rate(&self) -> BytesPerSec {
+        self.books.origin_rate().0
+    }
+
+    /// Who waits for its turn from now on: peers give it nothing, and the origin only what no peer has. `None` when nobody
+    /// does.
+    pub fn set_turns(&self, waits: Option<BTreeSet<NodeId>>) {
+        self.books.set_turns(waits);
     }
 
     /// Makes bundles of every new state and keeps the books, until [`Swarm::stop`].

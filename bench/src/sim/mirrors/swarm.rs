@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use freshet_api::{Bytes, BytesPerSec, NodeId};
-use freshet_policy::arbiter::{Work, urgency};
+use freshet_policy::arbiter::{Waiting, Work, contended, urgency};
 use freshet_policy::swarm::{LeaseBook, LeaseTerms, Picker, PieceOrder, PieceSet};
 
 use super::super::scenario::Sync;
@@ -208,6 +208,7 @@ impl World<'_> {
         if !self.is_swarm() {
             return;
         }
+        self.take_turns();
         for number in 0..self.mirrors.bundles.len() {
             if !self.mirrors.bundles[number].is_active() {
                 continue;
@@ -222,6 +223,47 @@ impl World<'_> {
             }
         }
         self.balance(0);
+    }
+
+    /// Whose turn it is to copy, if the law has turns and customers wait at the same uplinks.
+    fn take_turns(&mut self) {
+        if !self.arbiters[0].takes_turns() {
+            return;
+        }
+        let mut lacking: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        for bundle in self.mirrors.bundles.iter().filter(|bundle| bundle.is_active()) {
+            for (&node, member) in bundle.members.iter().filter(|(_, member)| member.is_here) {
+                let lacks = f64::from(bundle.pieces - member.picker.have().count()) * bundle.piece_bytes;
+                if lacks > 0.0 {
+                    let entry = lacking.entry(node).or_insert((0.0, member.since));
+                    *entry = (entry.0 + lacks, entry.1.min(member.since));
+                }
+            }
+        }
+        let (mut sendable, mut owed, mut rate) = (self.nodes[0].uplink.capacity(), 0.0, 0.0);
+        for (number, node) in self.nodes.iter().enumerate().skip(1).filter(|(_, node)| node.is_up) {
+            sendable += node.uplink.capacity() * (1.0 - node.uplink.delivery_share());
+            rate += node.uplink.capacity();
+            owed += self.ledger.outstanding(NodeId(number as u32)).0 as f64;
+        }
+        let moment = self.moment();
+        let turns = &mut self.mirrors.turns;
+        self.mirrors.in_turn = None;
+        if lacking.is_empty() || !contended(Bytes(owed as u64), BytesPerSec(rate as u64)) {
+            turns.clear();
+            return;
+        }
+        let waiting: Vec<Waiting> = lacking
+            .into_iter()
+            .map(|(node, (missing, since))| Waiting {
+                node: NodeId(node),
+                missing: Bytes(missing as u64),
+                uplink: BytesPerSec(self.nodes[node as usize].donation as u64),
+                since: std::time::Duration::from_secs_f64(self.now - since),
+            })
+            .collect();
+        let chosen = turns.look(&waiting, BytesPerSec(sendable as u64), &self.targets, moment);
+        self.mirrors.in_turn = Some(chosen.clone());
     }
 
     /// A member that finds too little to pull is named other peers by the tracker.
@@ -261,7 +303,10 @@ impl World<'_> {
         if !member.is_here || member.is_complete {
             return;
         }
-        if member.from_origin < LEASES_OPEN {
+        // As the tracker does: who waits for its turn is named no peers, and gets what nobody has yet.
+        let in_turn = self.mirrors.in_turn.as_ref().is_none_or(|chosen| chosen.contains(&NodeId(node)));
+        let pulls = if in_turn { PULLS_AT_ONCE } else { 0.0 };
+        if member.from_origin < LEASES_OPEN && (in_turn || bundle.book.spread() < bundle.pieces) {
             for lease in bundle.book.grant(NodeId(node), LEASES_OPEN - member.from_origin, now) {
                 if member.picker.reserve(lease.piece) {
                     member.from_origin += 1;
@@ -269,7 +314,7 @@ impl World<'_> {
                 }
             }
         }
-        while f64::from(member.from_peers) < PULLS_AT_ONCE {
+        while f64::from(member.from_peers) < pulls {
             let Some(pull) = member.picker.next(self.draw.bits()) else { break };
             member.from_peers += 1;
             flows.push((pull.peer.0, pull.piece));

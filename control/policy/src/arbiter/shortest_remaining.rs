@@ -1,4 +1,4 @@
-//! Customers' share falls as what mirrors lack shrinks.
+//! Customers' share falls as what mirrors lack shrinks, and mirrors copy one after the other.
 //!
 //! A copy that is nearly made counts as soon as it is made, and one that is far from it delays every customer who
 //! shares the uplink with it: so what has little left goes first (shortest remaining processing time; the cµ rule, Cox
@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Arbiter, Targets, Work};
 use crate::moment::Moment;
 
-/// What is nearly copied goes before customers, what is far from it behind them.
+/// The law Freshet uses: what is nearly copied goes before customers, what is far from it behind them.
 #[derive(Clone, Debug, Default)]
 pub struct ShortestRemaining {
     share: Option<f64>,
@@ -50,6 +50,10 @@ impl Arbiter for ShortestRemaining {
         self.share = Some(share);
         self.at = self.at.max(now);
         share as f32
+    }
+
+    fn takes_turns(&self) -> bool {
+        true
     }
 }
 

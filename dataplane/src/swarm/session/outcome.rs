@@ -287,6 +287,10 @@ impl<T: Tracker> Session<T> {
             return self.closed(now);
         }
         self.poll.whole |= reply.want_whole;
+        if reply.waits {
+            // Others go first: that nothing comes is no reason to fetch it otherwise, as long as control says so.
+            self.progress_at = now;
+        }
         self.poll.granting = !reply.leases.is_empty();
         for lease in reply.leases {
             let until = now + Duration::from_millis(lease.for_ms.min(LEASE_MS_MOST));

@@ -301,6 +301,7 @@ impl Field {
             peers_are: poll.peers_known + 1,
             complete: complete && !switches.never_complete,
             closed: false,
+            waits: false,
             interval_ms: 100,
         }
     }
