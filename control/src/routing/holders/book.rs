@@ -329,13 +329,13 @@ mod tests {
         book.hold(NodeId(201), &held([1001, 5000]));
         let index = book.publish(1);
         assert_eq!(nodes(&index, 5).len(), 100);
-        assert_eq!(nodes(&index, 1001)[100..], [200, 201]);
+        assert_eq!(nodes(&index, 1001), [200, 201]);
         assert_eq!(nodes(&index, 5000), [201]);
         assert!(nodes(&index, 1 << 30).is_empty());
         book.hold(NodeId(201), &held([]));
         let index = book.publish(1);
         assert!(nodes(&index, 5000).is_empty());
-        assert_eq!(nodes(&index, 1001)[100..], [200]);
+        assert_eq!(nodes(&index, 1001), [200]);
     }
 
     #[test]
