@@ -69,7 +69,7 @@ impl Default for FrontDoor {
     fn default() -> FrontDoor {
         FrontDoor {
             selector: "expected-finish-time".to_owned(),
-            arbiter: "shortest-remaining".to_owned(),
+            arbiter: "equal-lateness".to_owned(),
             customer_wait_seconds: 60.0,
             sync_target_seconds: 1800.0,
             admission: true,

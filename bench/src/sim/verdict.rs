@@ -76,7 +76,7 @@ fn geometric(values: &[f64]) -> f64 {
     (values.iter().map(|value| value.ln()).sum::<f64>() / values.len().max(1) as f64).exp()
 }
 
-/// The default of `ctl balance`.
+/// The law that is judged.
 const OURS: &str = "shortest-remaining";
 
 #[cfg(test)]

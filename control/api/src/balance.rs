@@ -68,9 +68,9 @@ pub enum SelectionRule {
 pub enum ArbiterRule {
     /// What is nearly copied goes before customers, what is far from it behind them; while customers wait, mirrors copy
     /// one after the other.
-    #[default]
     ShortestRemaining,
     /// Both equally late, each towards its own target.
+    #[default]
     EqualLateness,
     /// Customers first.
     DeliveryFirst,

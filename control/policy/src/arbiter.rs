@@ -20,7 +20,7 @@ pub use self::equal_lateness::EqualLateness;
 pub use self::fixed_split::FixedSplit;
 pub use self::shortest_remaining::ShortestRemaining;
 pub use self::sync_first::SyncFirst;
-pub use self::turns::{Turns, Waiting};
+pub use self::turns::{Flow, Turns, Waiting};
 use crate::moment::Moment;
 
 /// A law that shares an uplink between delivery and sync. One instance per node.

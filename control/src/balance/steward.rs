@@ -13,8 +13,8 @@ use freshet_api::balance::{ArbiterRule, Balance, ShareView};
 use freshet_api::{Bytes, BytesPerSec, FileId, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::arbiter::{
-    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, ShortestRemaining, SyncFirst, Targets, Turns, Waiting,
-    Work, contended, urgency,
+    Arbiter, DeliveryFirst, EqualLateness, FixedSplit, Flow, ShortestRemaining, SyncFirst, Targets, Turns,
+    Waiting, Work, contended, urgency,
 };
 use freshet_policy::reservation::ReservationLedger;
 use freshet_policy::selection::Standing;
@@ -205,7 +205,8 @@ impl Steward {
         now: Moment,
     ) {
         let Laws { by_node, behind, turns, .. } = laws;
-        let (mut sendable, mut owed, mut rate) = (self.rooms.swarm.origin_rate().0 as f64, 0u64, 0u64);
+        let origin = self.rooms.swarm.origin_rate();
+        let (mut sendable, mut owed, mut rate, mut is_held) = (origin.0 as f64, 0u64, 0u64, false);
         let mut waiting = Vec::new();
         for route in table.routes().filter(|route| is_live(route)) {
             let Some(share) = shares.get(&route.node) else { continue };
@@ -213,6 +214,7 @@ impl Steward {
             rate = rate.saturating_add(route.rate.0);
             if route.mirror.sends {
                 sendable += route.rate.0 as f64 * (1.0 - f64::from(share.delivery));
+                is_held |= route.mirror.missing == 0 && !behind.contains_key(&route.node);
             }
             if route.mirror.missing > 0 {
                 let since = behind.get(&route.node).map_or(Duration::ZERO, |&since| now.since(since));
@@ -230,7 +232,12 @@ impl Steward {
             self.rooms.swarm.set_turns(None);
             return;
         }
-        let chosen = turns.look(&waiting, BytesPerSec(sendable as u64), targets, now);
+        let chosen = turns.look(
+            &waiting,
+            Flow { sendable: BytesPerSec(sendable as u64), origin, is_held },
+            targets,
+            now,
+        );
         // Who is not among those that lack something here is only told of it later, and waits for nobody.
         let waits = waiting.iter().map(|mirror| mirror.node).filter(|node| !chosen.contains(node));
         self.rooms.swarm.set_turns(Some(waits.collect()));

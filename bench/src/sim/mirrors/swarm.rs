@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use freshet_api::{Bytes, BytesPerSec, NodeId};
-use freshet_policy::arbiter::{Waiting, Work, contended, urgency};
+use freshet_policy::arbiter::{Flow, Waiting, Work, contended, urgency};
 use freshet_policy::swarm::{LeaseBook, LeaseTerms, Picker, PieceOrder, PieceSet};
 
 use super::super::scenario::Sync;
@@ -247,10 +247,9 @@ impl World<'_> {
             owed += self.ledger.outstanding(NodeId(number as u32)).0 as f64;
         }
         let moment = self.moment();
-        let turns = &mut self.mirrors.turns;
         self.mirrors.in_turn = None;
         if lacking.is_empty() || !contended(Bytes(owed as u64), BytesPerSec(rate as u64)) {
-            turns.clear();
+            self.mirrors.turns.clear();
             return;
         }
         let waiting: Vec<Waiting> = lacking
@@ -262,7 +261,13 @@ impl World<'_> {
                 since: std::time::Duration::from_secs_f64(self.now - since),
             })
             .collect();
-        let chosen = turns.look(&waiting, BytesPerSec(sendable as u64), &self.targets, moment);
+        let mut active = self.mirrors.bundles.iter().filter(|bundle| bundle.is_active());
+        let flow = Flow {
+            sendable: BytesPerSec(sendable as u64),
+            origin: BytesPerSec(self.nodes[0].uplink.capacity() as u64),
+            is_held: active.all(|bundle| bundle.members.values().any(|member| member.is_complete)),
+        };
+        let chosen = self.mirrors.turns.look(&waiting, flow, &self.targets, moment);
         self.mirrors.in_turn = Some(chosen.clone());
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Arbiter, Targets, Work};
 use crate::moment::Moment;
 
-/// A law that spares an operator the choice of a share.
+/// The law Freshet uses.
 #[derive(Clone, Debug)]
 pub struct EqualLateness {
     floor: f32,

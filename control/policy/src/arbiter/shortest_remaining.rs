@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Arbiter, Targets, Work};
 use crate::moment::Moment;
 
-/// The law Freshet uses: what is nearly copied goes before customers, what is far from it behind them.
+/// What is nearly copied goes before customers, what is far from it behind them.
 #[derive(Clone, Debug, Default)]
 pub struct ShortestRemaining {
     share: Option<f64>,
