@@ -1,16 +1,18 @@
 //! The quota's kill-switch where no classifier may drop packets: which classes are off, and listeners that hear nothing.
 //!
-//! A filter on a listener (`SO_ATTACH_FILTER`, which needs no right) throws away what comes before the kernel answers it, so
-//! that not even a handshake leaves. It never closes a socket; open connections are ended by
+//! A filter on a listener (`SO_ATTACH_FILTER`, or `IP_MINTTL` where that needs a right) throws away what comes before the
+//! kernel answers it, so that not even a handshake leaves. It never closes a socket; open connections are ended by
 //! [`SocketMeter::cut`](crate::SocketMeter).
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use freshet_ebpf_abi::Class;
 use socket2::{SockFilter, SockRef};
+
+use crate::sys;
 
 /// Which classes are off, and whom that concerns.
 #[derive(Debug, Default)]
@@ -64,16 +66,24 @@ fn silence(sockets: &Weak<[OwnedFd]>, off: bool) -> io::Result<()> {
     done
 }
 
+/// By a filter, or where the kernel lets only the privileged have one, by the number of hops that a packet may have come:
+/// none at all.
 fn deafen(socket: &OwnedFd) -> io::Result<()> {
-    SockRef::from(socket).attach_filter(&[KEEP_NOTHING])
+    match SockRef::from(socket).attach_filter(&[KEEP_NOTHING]) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            sys::set_hops_min(socket.as_fd(), HOPS_MAX)
+        }
+        other => other,
+    }
 }
 
 fn undeafen(socket: &OwnedFd) -> io::Result<()> {
-    match SockRef::from(socket).detach_filter() {
+    let detached = match SockRef::from(socket).detach_filter() {
         // There is none.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
-    }
+    };
+    detached.and(sys::set_hops_min(socket.as_fd(), 0))
 }
 
 /// Resets a connection and throws away what the kernel still has to send of it. Whoever waits for the socket is woken.
@@ -84,6 +94,9 @@ pub(crate) fn reset(socket: BorrowedFd<'_>) -> io::Result<()> {
 fn bit(class: Class) -> u32 {
     1 << class as u32
 }
+
+/// Hardly any host begins with so many, and each router takes one.
+const HOPS_MAX: u8 = 255;
 
 /// `BPF_RET | BPF_K`: of every packet, keep so many bytes.
 const KEEP_NOTHING: SockFilter = SockFilter::new(0x06, 0, 0, 0);

@@ -114,6 +114,34 @@ pub(crate) fn packet_address(ifindex: u32) -> io::Result<SockAddr> {
     Ok(address)
 }
 
+/// Has the kernel throw away what comes to a socket with fewer hops left than that, of both families (`IP_MINTTL`,
+/// `IPV6_MINHOPCOUNT`); 0 takes everything.
+pub(crate) fn set_hops_min(socket: BorrowedFd<'_>, hops: u8) -> io::Result<()> {
+    let hops = libc::c_int::from(hops);
+    let set = |level, option| {
+        // SAFETY: the descriptor is borrowed for the call, and the kernel reads a `c_int` from `hops`.
+        let rc = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                ptr::from_ref(&hops).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // A socket of IPv6 may take clients of IPv4 too; one of IPv4 refuses the other's option.
+    let of_v6 = set(libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT);
+    set(libc::IPPROTO_IP, libc::IP_MINTTL).and_then(|()| match of_v6 {
+        Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => Err(error),
+        _ => Ok(()),
+    })
+}
+
+/// From `linux/in6.h`.
+const IPV6_MINHOPCOUNT: libc::c_int = 73;
+
 /// Whether the kernel says that its clock follows another one (`STA_UNSYNC` is not set).
 pub(crate) fn clock_is_synchronised() -> bool {
     // SAFETY: `timex` is plain numbers, for which all zeroes is a value; with no mode set the kernel only writes to it.
