@@ -43,14 +43,14 @@ async fn knobs_are_turned_kept_and_turned_back() {
     assert_eq!(view.changes.len(), 2);
     assert_eq!(
         (view.changes[0].knob.as_str(), view.changes[0].before.as_str()),
-        ("arbiter", "shortest-remaining")
+        ("arbiter", "equal-lateness")
     );
     assert!(!view.changes[0].who.is_empty() && view.changes[0].at > 0);
 
     let undone: Vec<Change> = operator.ok(Method::POST, "admin/balance/revert", &Revert { changes: 2 }).await;
     assert_eq!(undone.len(), 2);
     let view: BalanceView = operator.ok(Method::GET, "admin/balance", &()).await;
-    assert_eq!((value(&view, "customer_wait_secs"), value(&view, "arbiter")), ("30", "shortest-remaining"));
+    assert_eq!((value(&view, "customer_wait_secs"), value(&view, "arbiter")), ("30", "equal-lateness"));
     operator.refused(Method::POST, "admin/balance/revert", &Revert { changes: 1 }).await;
 }
 
