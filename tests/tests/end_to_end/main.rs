@@ -16,3 +16,4 @@ mod publishing;
 mod standalone;
 mod swarm;
 mod tickets;
+mod upgrade;
