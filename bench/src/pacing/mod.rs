@@ -61,11 +61,22 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Without root (no namespaces), or when a program fails.
 pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
+    let mut report = Report { seconds: arguments.seconds, ..Report::default() };
+    let measured = measure(arguments, &cancel, &mut report);
+    // What was measured before something failed is worth its time all the same.
+    if measured.is_ok() || !report.is_empty() {
+        report.write(&arguments.out)?;
+        print!("{}", report.table());
+        println!("report: {}", arguments.out.display());
+    }
+    measured
+}
+
+fn measure(arguments: &Arguments, cancel: &Cancel, report: &mut Report) -> Result<()> {
     let programs = ground::programs(arguments.programs.as_deref())?;
     let seconds = Duration::from_secs(arguments.seconds);
-    let mut report = Report { seconds: arguments.seconds, ..Report::default() };
     if !arguments.no_accuracy {
-        let testbed = ground::namespaces(&cancel, NEEDED)?;
+        let testbed = ground::namespaces(cancel, NEEDED)?;
         let stage = accuracy::Stage::new(&testbed, &programs)?;
         for round in 1..=arguments.rounds {
             for &rate in &arguments.rates {
@@ -78,14 +89,11 @@ pub(crate) fn run(arguments: &Arguments, cancel: Cancel) -> Result<()> {
     }
     if !arguments.no_switch {
         eprintln!("a running volunteer's rate is changed");
-        report.switching = switching::measure(&ground::namespaces(&cancel, NEEDED)?, &programs)?;
+        report.switching = switching::measure(&ground::namespaces(cancel, NEEDED)?, &programs)?;
     }
     if !arguments.no_owner {
-        report.owner = Some(owner::measure(&ground::namespaces(&cancel, NEEDED)?, &programs, seconds)?);
+        report.owner = Some(owner::measure(&ground::namespaces(cancel, NEEDED)?, &programs, seconds)?);
     }
-    report.write(&arguments.out)?;
-    print!("{}", report.table());
-    println!("report: {}", arguments.out.display());
     Ok(())
 }
 

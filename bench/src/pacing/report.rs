@@ -21,6 +21,11 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// Whether nothing was measured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.accuracy.is_empty() && self.switching.is_empty() && self.owner.is_none()
+    }
+
     /// Writes report.json, and a plot of each part that was measured.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         std::fs::create_dir_all(directory)?;
