@@ -30,13 +30,16 @@ const DONATED: &str = "400 Mbit/s";
 /// For a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Who sent a download, and how many bytes.
+type Received = (SocketAddr, usize);
+
 #[test]
 fn a_thousand_downloads_outlast_an_upgrade_and_are_counted_once() {
     let mut scene = Upgraded::start().unwrap();
     let content = Arc::new(noise(7, BYTES));
     let gate = Arc::new(Gate::default());
     let front_door = scene.front_door;
-    let customers: Vec<JoinHandle<Result<(SocketAddr, usize)>>> = (0..DOWNLOADS)
+    let customers: Vec<JoinHandle<Result<Received>>> = (0..DOWNLOADS)
         .map(|_| {
             let (host, content, gate) = (scene.customer.clone(), Arc::clone(&content), Arc::clone(&gate));
             let download = move || download(&host, front_door, &content, Some(&gate));
@@ -45,7 +48,7 @@ fn a_thousand_downloads_outlast_an_upgrade_and_are_counted_once() {
         })
         .collect();
     gate.wait_for(DOWNLOADS).unwrap();
-    let newcomers: Vec<JoinHandle<Result<Vec<(SocketAddr, usize)>>>> = (0..NEWCOMERS)
+    let newcomers: Vec<JoinHandle<Result<Vec<Received>>>> = (0..NEWCOMERS)
         .map(|_| {
             let (host, content, gate) = (scene.customer.clone(), Arc::clone(&content), Arc::clone(&gate));
             thread::spawn(move || {
@@ -145,12 +148,7 @@ impl Gate {
 
 /// One download by who asks once and follows redirects: who sent it, and how many bytes. Anything else than the whole
 /// file, at the first attempt, is an error.
-fn download(
-    host: &Host,
-    front_door: SocketAddr,
-    content: &[u8],
-    gate: Option<&Gate>,
-) -> Result<(SocketAddr, usize)> {
+fn download(host: &Host, front_door: SocketAddr, content: &[u8], gate: Option<&Gate>) -> Result<Received> {
     let done = follow(host, front_door, content, gate);
     if done.is_err()
         && let Some(gate) = gate
@@ -160,12 +158,7 @@ fn download(
     done
 }
 
-fn follow(
-    host: &Host,
-    front_door: SocketAddr,
-    content: &[u8],
-    gate: Option<&Gate>,
-) -> Result<(SocketAddr, usize)> {
+fn follow(host: &Host, front_door: SocketAddr, content: &[u8], gate: Option<&Gate>) -> Result<Received> {
     let (mut at, mut target) = (front_door, format!("/{FILE}"));
     for _ in 0..8 {
         let stream = host.on_seat(move || TcpStream::connect(at))?;
@@ -345,7 +338,7 @@ impl Upgraded {
         })
     }
 
-    fn check_counts(&self, received: &[(SocketAddr, usize)]) {
+    fn check_counts(&self, received: &[Received]) {
         let downloads = self.ctl(&["stats", "--files", "--by", "total"]).unwrap();
         assert_eq!(downloads["files"][0]["path"], FILE, "{downloads}");
         assert_eq!(downloads["sum"]["total"].as_u64(), Some(received.len() as u64), "{downloads}");
