@@ -62,6 +62,7 @@ unsafe impl Ioctl for Attach {
         (&raw mut self.request).cast()
     }
 
+    // SAFETY: it looks at neither argument.
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> io::Result<()> {
         Ok(())
     }
