@@ -205,6 +205,11 @@ impl Steward {
         now: Moment,
     ) {
         let Laws { by_node, behind, turns, .. } = laws;
+        if !by_node.values().next().is_some_and(|law| law.takes_turns()) {
+            turns.clear();
+            self.rooms.swarm.set_turns(None);
+            return;
+        }
         let origin = self.rooms.swarm.origin_rate();
         let (mut sendable, mut owed, mut rate, mut is_held) = (origin.0 as f64, 0u64, 0u64, false);
         let mut waiting = Vec::new();
@@ -226,8 +231,7 @@ impl Steward {
                 });
             }
         }
-        let has_turns = by_node.values().next().is_some_and(|law| law.takes_turns());
-        if !has_turns || waiting.is_empty() || !contended(Bytes(owed), BytesPerSec(rate)) {
+        if waiting.is_empty() || !contended(Bytes(owed), BytesPerSec(rate)) {
             turns.clear();
             self.rooms.swarm.set_turns(None);
             return;
