@@ -1,6 +1,5 @@
 //! A volunteer's record, and all of them with the indexes by which they are found. Plain data, no I/O.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use freshet_api::enrol::Secret;
 use freshet_api::operator::Profile;
 use freshet_api::{NodeId, TicketKey};
 use freshet_policy::trust::{Evidence, Subject};
+use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
@@ -140,18 +140,20 @@ pub struct NodeNameError {
 }
 
 /// All volunteers at one moment.
+///
+/// A copy shares with its original what neither changes: it is made for every change, however many there are.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
-    by_id: BTreeMap<NodeId, Arc<Node>>,
-    by_name: HashMap<NodeName, NodeId>,
-    by_credential: HashMap<[u8; 32], NodeId>,
-    by_invitation: HashMap<[u8; 32], NodeId>,
+    by_id: RedBlackTreeMapSync<NodeId, Arc<Node>>,
+    by_name: HashTrieMapSync<NodeName, NodeId>,
+    by_credential: HashTrieMapSync<[u8; 32], NodeId>,
+    by_invitation: HashTrieMapSync<[u8; 32], NodeId>,
 }
 
 impl Nodes {
     /// How many.
     pub fn len(&self) -> usize {
-        self.by_id.len()
+        self.by_id.size()
     }
 
     /// Whether there are none.
@@ -166,7 +168,7 @@ impl Nodes {
 
     /// The largest number of any.
     pub fn last_id(&self) -> Option<NodeId> {
-        self.by_id.last_key_value().map(|(&id, _)| id)
+        self.by_id.last().map(|(&id, _)| id)
     }
 
     /// Those with these numbers, in their order.
@@ -215,20 +217,21 @@ impl Nodes {
 
     pub(super) fn put(&mut self, node: Arc<Node>) {
         self.take(node.id);
-        self.by_name.insert(node.name.clone(), node.id);
-        self.by_invitation.insert(node.invitation.secret_digest, node.id);
+        self.by_name.insert_mut(node.name.clone(), node.id);
+        self.by_invitation.insert_mut(node.invitation.secret_digest, node.id);
         if let Some(membership) = &node.membership {
-            self.by_credential.insert(membership.credential_digest, node.id);
+            self.by_credential.insert_mut(membership.credential_digest, node.id);
         }
-        self.by_id.insert(node.id, node);
+        self.by_id.insert_mut(node.id, node);
     }
 
     pub(super) fn take(&mut self, id: NodeId) -> Option<Arc<Node>> {
-        let node = self.by_id.remove(&id)?;
-        self.by_name.remove(&node.name);
-        self.by_invitation.remove(&node.invitation.secret_digest);
+        let node = Arc::clone(self.by_id.get(&id)?);
+        self.by_id.remove_mut(&id);
+        self.by_name.remove_mut(&node.name);
+        self.by_invitation.remove_mut(&node.invitation.secret_digest);
         if let Some(membership) = &node.membership {
-            self.by_credential.remove(&membership.credential_digest);
+            self.by_credential.remove_mut(&membership.credential_digest);
         }
         Some(node)
     }

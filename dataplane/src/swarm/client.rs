@@ -22,7 +22,7 @@ use super::tracker::Tracker;
 use super::{Swarm, SwarmOptions};
 use crate::link::LinkError;
 use crate::mirror::{Mirror, Want, blocking};
-use crate::sync::FetchError;
+use crate::sync::{FetchError, Retry};
 
 /// What happened, for the loop of the sync client.
 #[derive(Debug)]
@@ -59,6 +59,11 @@ pub(crate) struct Client<T> {
     listing: JoinSet<Result<Listing, FetchError>>,
     list_at: Instant,
     list_failures: u32,
+    /// Until when contents that no known bundle has wait for control to say which bundles there are now; `None` once
+    /// it has said so.
+    unsaid_until: Option<Instant>,
+    /// Whether there are such contents.
+    held: bool,
     /// Whether a sweep waits for the list that is on its way.
     sweep_due: bool,
     speed: Speed,
@@ -98,6 +103,8 @@ impl<T: Tracker> Client<T> {
             listing: JoinSet::new(),
             list_at: now,
             list_failures: 0,
+            unsaid_until: None,
+            held: false,
             sweep_due: false,
             speed: Speed::default(),
             tick_at: now,
@@ -108,6 +115,7 @@ impl<T: Tracker> Client<T> {
     /// Asks which bundles there are now, within a bounded time. For a new state of the catalogue.
     pub(crate) async fn refresh(&mut self) {
         self.excluded.clear();
+        self.unsaid_until = Some(Instant::now() + self.swarm.options.list_patience);
         self.listing = JoinSet::new();
         self.list();
         if let Ok(Some(listed)) =
@@ -118,6 +126,9 @@ impl<T: Tracker> Client<T> {
     }
 
     /// Takes what bundles have; returns the rest, which is to be fetched otherwise.
+    ///
+    /// Nothing is returned while control can't be asked which bundles there are: it would be fetched whole by every
+    /// mirror as soon as the origin is back, and once more in pieces where that is cut short.
     pub(crate) fn plan(&mut self, wants: Vec<Want>) -> Vec<Want> {
         let now = Instant::now();
         self.dead.retain(|_, until| *until > now);
@@ -136,6 +147,11 @@ impl<T: Tracker> Client<T> {
                 None => rest.push(want),
             }
         }
+        self.held = self.is_holding(now) && !rest.is_empty();
+        if self.held {
+            tracing::debug!(contents = rest.len(), "held back until control says which bundles there are");
+            rest.clear();
+        }
         for (bundle, running) in &mut self.running {
             let wants = plans.remove(bundle).unwrap_or_default();
             running.set(wants);
@@ -144,7 +160,7 @@ impl<T: Tracker> Client<T> {
             let wants = plans.remove(&layout.id).unwrap_or_default();
             self.start(layout, wants);
         }
-        if self.outstanding.is_empty() {
+        if self.is_idle() {
             self.offer();
         }
         rest
@@ -179,14 +195,24 @@ impl<T: Tracker> Client<T> {
         });
     }
 
-    /// Whether a bundle has this content.
+    /// Whether contents that no known bundle has are not to be fetched otherwise yet.
+    fn is_holding(&self, now: Instant) -> bool {
+        self.unsaid_until.is_some_and(|until| until > now)
+    }
+
+    /// Whether a bundle has this content, or may turn out to.
     pub(crate) fn covers(&self, want: &Want) -> bool {
-        self.bundle_of(want, |base| self.outstanding.contains_key(base)).is_some()
+        self.is_holding(Instant::now()) || self.bundle_of(want, |base| self.outstanding.contains_key(base)).is_some()
     }
 
     /// Takes one more content, if a bundle has it.
     pub(crate) fn add(&mut self, want: Want) -> Option<Want> {
         let Some(bundle) = self.bundle_of(&want, |base| self.outstanding.contains_key(base)) else {
+            if self.is_holding(Instant::now()) {
+                // The next plan names it again.
+                self.held = true;
+                return None;
+            }
             return Some(want);
         };
         self.outstanding.insert(want.content, bundle);
@@ -197,7 +223,7 @@ impl<T: Tracker> Client<T> {
 
     /// Whether anything is still to come.
     pub(crate) fn is_idle(&self) -> bool {
-        self.outstanding.is_empty()
+        self.outstanding.is_empty() && !self.held
     }
 
     /// What happens next. Dropped while it waits, nothing is lost.
@@ -215,7 +241,12 @@ impl<T: Tracker> Client<T> {
             if self.list_at <= now && self.listing.is_empty() {
                 self.list();
             }
-            let wake_at = [Some(self.tick_at), self.send_at, self.listing.is_empty().then_some(self.list_at)];
+            if self.held && !self.is_holding(now) {
+                return Event::Replan;
+            }
+            let held_until = self.unsaid_until.filter(|_| self.held);
+            let list_at = self.listing.is_empty().then_some(self.list_at);
+            let wake_at = [Some(self.tick_at), self.send_at, held_until, list_at];
             let wake_at = wake_at.into_iter().flatten().min().unwrap_or(self.tick_at);
             tokio::select! {
                 Some((bundle, report)) = self.reports.recv() => {
@@ -285,23 +316,27 @@ impl<T: Tracker> Client<T> {
         let (tracker, mirror, kept) =
             (Arc::clone(&self.tracker), Arc::clone(&self.mirror), self.kept.clone());
         self.listing.spawn(async move {
-            let listed = match patiently(|| tracker.bundles()).await {
-                Ok(listed) => listed,
+            let mut layouts = Vec::new();
+            let heard = async {
+                let listed = patiently(|| tracker.bundles()).await?;
+                let newest = listed.bundles.len().saturating_sub(BUNDLES_MAX);
+                for bundle in listed.bundles.into_iter().skip(newest) {
+                    let layout = match known.get(&bundle.id) {
+                        Some(layout) => Some(Arc::clone(layout)),
+                        None => load(&*tracker, &mirror, &kept, bundle.id).await?,
+                    };
+                    layouts.extend(layout);
+                }
+                Ok(())
+            };
+            match heard.await {
+                Ok(()) => {}
                 // What was being copied before a restart goes on, whether control is there or not.
                 Err(error) if known.is_empty() && !matches!(error, FetchError::Gone { .. }) => {
                     let layouts = blocking(move || Ok(begun(&mirror, &kept))).await?;
                     return Ok(Listing { layouts, unsaid: Some(error) });
                 }
                 Err(error) => return Err(error),
-            };
-            let mut layouts = Vec::new();
-            let newest = listed.bundles.len().saturating_sub(BUNDLES_MAX);
-            for bundle in listed.bundles.into_iter().skip(newest) {
-                let layout = match known.get(&bundle.id) {
-                    Some(layout) => Some(Arc::clone(layout)),
-                    None => load(&*tracker, &mirror, &kept, bundle.id).await?,
-                };
-                layouts.extend(layout);
             }
             Ok(Listing { layouts, unsaid: None })
         });
@@ -316,15 +351,25 @@ impl<T: Tracker> Client<T> {
             Err(error) => (Vec::new(), Some(error)),
         };
         if let Some(error) = unsaid {
+            if !matches!(error.retry(), Retry::SourceLater) && !matches!(error, FetchError::Busy { .. }) {
+                // It is there, and its answer is of no use.
+                self.unsaid_until = None;
+            }
+            let doublings = self.list_failures.min(4);
             self.list_failures = self.list_failures.saturating_add(1);
-            self.list_at =
-                now + self.swarm.options.list_apart.saturating_mul(1 << (self.list_failures - 1).min(4)) / 2;
+            let apart = self.swarm.options.list_apart;
+            self.list_at = now
+                + match self.is_holding(now) {
+                    true => (LIST_AGAIN_FIRST * (1 << doublings)).min(apart),
+                    false => apart.saturating_mul(1 << doublings) / 2,
+                };
             tracing::debug!(%error, kept = layouts.len(), "control did not say which bundles are being copied");
             let news = !layouts.is_empty();
             self.layouts.extend(layouts);
             return news;
         }
         self.list_failures = 0;
+        self.unsaid_until = None;
         self.list_at = now + self.swarm.options.list_apart.mul_f64(0.75 + rand::random::<f64>() / 2.0);
         let ids = |layouts: &[Arc<Layout>]| layouts.iter().map(|layout| layout.id).collect::<HashSet<_>>();
         let (before, after) = (ids(&self.layouts), ids(&layouts));
@@ -335,7 +380,7 @@ impl<T: Tracker> Client<T> {
         if before != after || self.sweep_due {
             self.sweep();
         }
-        after.difference(&before).next().is_some()
+        self.held || after.difference(&before).next().is_some()
     }
 
     /// Deletes what is kept of bundles that nobody copies any more; after a list that is on its way, whose bundles are
@@ -507,7 +552,6 @@ fn begun(mirror: &Mirror, kept: &Kept) -> Vec<Arc<Layout>> {
     found.take(BUNDLES_MAX).collect()
 }
 
-/// A bundle from this disk, or from control; `None` when it can't be used.
 /// Asks up to [`ATTEMPTS`] times while the answer stops coming, each time by a connection of its own: the way to an origin
 /// that is busy with a release loses packets, and a connection that lost several in a row waits long.
 async fn patiently<A, F: Future<Output = Result<A, FetchError>>>(
@@ -522,6 +566,7 @@ async fn patiently<A, F: Future<Output = Result<A, FetchError>>>(
     ask().await
 }
 
+/// A bundle from this disk, or from control; `None` when it can't be used.
 async fn load<T: Tracker>(
     tracker: &T,
     mirror: &Arc<Mirror>,
@@ -577,6 +622,8 @@ const SESSIONS_MAX: usize = 3;
 const REPORTS_MAX: usize = 64;
 /// How often control is asked for a list or a description before what is wanted is fetched otherwise.
 const ATTEMPTS: u32 = 4;
+/// The first wait after a list did not come for which something waits; it doubles from there.
+const LIST_AGAIN_FIRST: Duration = Duration::from_millis(500);
 /// The wire form of a bundle within its directory.
 const DESCRIPTION: &str = "bundle";
 /// How long single contents are gathered before a session hears of them.

@@ -72,6 +72,8 @@ pub struct SwarmOptions {
     pub list_apart: Duration,
     /// How long a new state of the catalogue waits for that answer.
     pub list_within: Duration,
+    /// For how long what no known bundle has is held back while control can't be asked at all; then it is fetched whole.
+    pub list_patience: Duration,
     /// How long the tracker may take to answer.
     pub poll_within: Duration,
     /// What could be sent to peers just now, if that is known.
@@ -86,6 +88,7 @@ impl Default for SwarmOptions {
             sync_apart: Duration::from_millis(100),
             list_apart: Duration::from_secs(10),
             list_within: Duration::from_secs(40),
+            list_patience: Duration::from_secs(600),
             poll_within: Duration::from_secs(15),
             spare: Arc::new(|| None),
         }

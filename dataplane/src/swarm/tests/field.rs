@@ -56,6 +56,8 @@ struct Book {
 pub(super) struct Switches {
     /// The tracker is not reached.
     pub(super) away: bool,
+    /// It lists bundles, and is gone when they are asked for.
+    pub(super) mute: bool,
     /// The tracker closes every bundle.
     pub(super) closed: bool,
     /// The origin sends other bytes for ranges.
@@ -364,6 +366,9 @@ impl Tracker for Seat {
     }
 
     async fn bundle(&self, id: BundleId) -> Result<Bytes, FetchError> {
+        if self.field.switches.lock().unwrap().mute {
+            return Err(FetchError::NoSource);
+        }
         let shared = self.field.shared();
         let found = shared.bundles.iter().find(|(found, ..)| *found == id);
         let gone = FetchError::Gone { from: "fake".into(), status: 404, path: id.to_string() };

@@ -123,15 +123,17 @@ async fn wrong_pieces_from_the_origin_lead_to_whole_contents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_tracker_contents_come_whole() {
+async fn without_a_tracker_contents_come_whole_after_a_while() {
     let field = Field::start().await;
     let files = sample();
     bundled(&field, &files);
     field.switches.lock().unwrap().away = true;
     let sequence = field.publish(&files);
-    let volunteers = volunteers(&field, 1).await;
-    all_complete(&volunteers, sequence).await;
-    same(&volunteers[0], &files);
+    let mut volunteer = Volunteer::new(&field, 1).await;
+    volunteer.options.list_patience = Duration::from_millis(300);
+    volunteer.start().await;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
     assert_eq!(field.requests(&files[0].1), (0, 1));
 }
 

@@ -160,3 +160,47 @@ async fn who_has_all_and_is_restarted_for_the_others_fetches_nothing() {
     let meter = &early[0].meter;
     assert_eq!((received(&meter.peers), received(&meter.origin)), (0, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_new_while_the_tracker_is_away_waits_for_it_and_comes_in_pieces() {
+    let field = Field::start().await;
+    let files = sample();
+    bundled(&field, &files);
+    field.switches.lock().unwrap().away = true;
+    let sequence = field.publish(&files);
+    let volunteer = Volunteer::started(&field, 1).await;
+    volunteer.wanted.send_replace(sequence);
+    until("the new state is known", || volunteer.mirror.as_ref().unwrap().target() == Some(sequence)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(field.origin_bytes(), 0, "nothing is fetched whole that a bundle may have");
+    field.switches.lock().unwrap().away = false;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    assert_eq!(field.requests(&files[0].1).1, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_when_the_tracker_goes_away_while_it_tells_of_bundles() {
+    let field = Field::start().await;
+    // One that is over: its description is not kept, and is asked for again after a restart.
+    let before = vec![("pool/before".to_owned(), content(9, 50_000))];
+    bundled(&field, &before);
+    let over = field.publish(&before);
+    let mut volunteer = Volunteer::started(&field, 1).await;
+    all_complete(std::slice::from_ref(&volunteer), over).await;
+    let files = sample();
+    let bundle = bundled(&field, &files);
+    field.switches.lock().unwrap().slowly = Duration::from_millis(5);
+    let sequence = field.publish(&files);
+    volunteer.wanted.send_replace(sequence);
+    let half = u64::from(field.bundle_pieces(bundle)) * 16_384 / 2;
+    until("half of it came", || field.held(bundle, NodeId(1)) > 5 && field.origin_bytes() > half).await;
+    volunteer.kill().await;
+    field.switches.lock().unwrap().mute = true;
+    volunteer.start().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    field.switches.lock().unwrap().mute = false;
+    all_complete(std::slice::from_ref(&volunteer), sequence).await;
+    same(&volunteer, &files);
+    assert!(files.iter().all(|(_, content)| field.requests(content).1 == 0), "nothing came whole");
+}
