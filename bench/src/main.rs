@@ -56,6 +56,9 @@ enum Verb {
     /// The claims of the paper that Freshet goes back to, measured again on the real programs: claimed beside measured, as
     /// a table and one HTML file. A quarter of an hour; needs root, rsync, aria2, xorriso.
     Claims(claims::Arguments),
+    /// What the simulator foretells of ten volunteers beside what the real programs do there: completion times under several
+    /// ways of choosing a volunteer and of sharing its link. Ten minutes; needs root and curl.
+    Validate(claims::ValidateArguments),
     /// Which chunk size keeps mirrors current, on consecutive versions of real packages: what is found, and how a swarm
     /// moves the rest.
     Chunks(chunks::Arguments),
@@ -83,6 +86,13 @@ fn main() -> ExitCode {
         Verb::Catalogue(arguments) => catalogue::run(&arguments),
         Verb::Claims(arguments) => {
             let run = interrupt::cancel_on_signals().and_then(|cancel| claims::run(&arguments, &cancel));
+            match run {
+                Ok(status) => return status,
+                Err(error) => Err(error),
+            }
+        }
+        Verb::Validate(arguments) => {
+            let run = interrupt::cancel_on_signals().and_then(|cancel| claims::validate(&arguments, &cancel));
             match run {
                 Ok(status) => return status,
                 Err(error) => Err(error),

@@ -15,6 +15,7 @@ mod selection;
 mod similarity;
 mod stage;
 mod synchronising;
+mod validation;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ use crate::chunks;
 use crate::columns;
 use crate::ground;
 use crate::report::{Claim, Document, Measured};
+
+pub(crate) use validation::{Arguments as ValidateArguments, run as validate};
 
 /// Options of `bench claims`.
 #[derive(Debug, clap::Args)]

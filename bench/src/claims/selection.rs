@@ -6,20 +6,36 @@ use super::Ground;
 use super::bounds::{payload_rate, quantile, variation};
 use super::customers::{Course, Served};
 use super::stage::{Donor, Stage};
-use super::workload::{poisson, sizes};
+use super::workload::{Wish, poisson, sizes};
 use crate::plot::{Lines, cumulative};
 use crate::report::{Claim, Document, Measured, Table, cells};
 use crate::spread::Spread;
 use crate::tally::Tally;
 
 /// What one way of choosing came to in one round.
-struct Turn {
-    slowdowns: Vec<f64>,
+pub(super) struct Turn {
+    pub(super) served: Vec<Served>,
     /// Of each volunteer's uplink, the part that was used.
     utilisation: Vec<f64>,
-    /// From the publication until the last mirror had it.
-    sync_secs: f64,
+    /// From the publication until the last mirror had it; 0 where nothing was published.
+    pub(super) sync_secs: f64,
     origin_part: f64,
+}
+
+impl Turn {
+    fn slowdowns(&self) -> Vec<f64> {
+        self.served.iter().map(slowdown).collect()
+    }
+}
+
+/// A release that is published while customers come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Published {
+    /// Seconds after the beginning.
+    pub(super) at: f64,
+    pub(super) bytes: usize,
+    /// Makes its name and its contents.
+    pub(super) seed: u64,
 }
 
 /// Turns of every way, with the same customers in each round.
@@ -39,12 +55,13 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
             let wishes = poisson(&files, LOAD * uplinks, secs, seed);
             eprintln!("round {}: {way}, {} customers", round + 1, wishes.len());
             stage.set("selection", way)?;
-            let release = seed * 10 + number as u64;
-            let turn = turn(&mut stage, wishes, release, secs)?;
+            let release = Published { at: secs / 3.0, bytes: RELEASE_BYTES, seed: seed * 10 + number as u64 };
+            let turn = turn(&mut stage, wishes, Some(release))?;
+            let slowdowns = turn.slowdowns();
             let told = format!(
                 "  slowdown {:.2} median, {:.2} p99; release on all mirrors after {:.1} s",
-                quantile(&turn.slowdowns, 0.5),
-                quantile(&turn.slowdowns, 0.99),
+                quantile(&slowdowns, 0.5),
+                quantile(&slowdowns, 0.99),
                 turn.sync_secs
             );
             eprintln!("{told}");
@@ -57,7 +74,7 @@ pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<C
         Spread::of(turns[number].iter().zip(&turns[0]).map(|(theirs, ours)| figure(theirs) / figure(ours)))
     };
     let mut claims = Vec::new();
-    let p99 = |turn: &Turn| quantile(&turn.slowdowns, 0.99);
+    let p99 = |turn: &Turn| quantile(&turn.slowdowns(), 0.99);
     let uneven = |turn: &Turn| variation(&turn.utilisation);
     let sync = |turn: &Turn| turn.sync_secs;
     for (number, way) in ways.iter().enumerate().skip(1) {
@@ -107,20 +124,20 @@ fn write(
         let mean = |turn: &Turn| turn.utilisation.iter().sum::<f64>() / turn.utilisation.len().max(1) as f64;
         table.row(cells![
             *way,
-            median(&|turn| quantile(&turn.slowdowns, 0.5)),
-            median(&|turn| quantile(&turn.slowdowns, 0.99)),
+            median(&|turn| quantile(&turn.slowdowns(), 0.5)),
+            median(&|turn| quantile(&turn.slowdowns(), 0.99)),
             median(&|turn| variation(&turn.utilisation)),
             median(&|turn| mean(turn) * 100.0),
             median(&|turn| turn.sync_secs),
             median(&|turn| turn.origin_part * 100.0),
         ]);
-        let all = turns.iter().flat_map(|turn| turn.slowdowns.iter().copied());
+        let all = turns.iter().flat_map(Turn::slowdowns);
         series.push(((*way).to_owned(), cumulative(all.map(|slowdown| slowdown.min(SHOWN_MAX)))));
         document.record(
             "selection",
             &serde_json::json!({
                 "selection": way,
-                "slowdowns": turns.iter().map(|turn| &turn.slowdowns).collect::<Vec<_>>(),
+                "slowdowns": turns.iter().map(Turn::slowdowns).collect::<Vec<_>>(),
                 "utilisation": turns.iter().map(|turn| &turn.utilisation).collect::<Vec<_>>(),
                 "sync_secs": turns.iter().map(|turn| turn.sync_secs).collect::<Vec<_>>(),
             }),
@@ -164,52 +181,48 @@ fn write(
     Ok(())
 }
 
-fn turn(stage: &mut Stage, wishes: Vec<super::workload::Wish>, release: u64, secs: f64) -> Result<Turn> {
+/// Lets these customers come, and publishes a release meanwhile if there is one.
+pub(super) fn turn(stage: &mut Stage, wishes: Vec<Wish>, release: Option<Published>) -> Result<Turn> {
     let bytes: u64 = wishes.iter().map(|wish| wish.bytes).sum();
     let (sent_before, origin_before) = (stage.sent()?, stage.origin_sent()?);
-    let path = format!("releases/{release}.bin");
-    let published_at = secs / 3.0;
+    let path = release.map_or_else(String::new, |release| format!("releases/{}.bin", release.seed));
     let holders = stage.cluster.volunteers().len();
     let mut publishing = None;
     let mut synced = None;
-    let named = path.clone();
-    let course = Course {
-        wishes,
-        customer_rate: CUSTOMER_RATE,
-        deeds: vec![(
-            published_at,
-            Box::new(|stage| {
-                stage.put(&named, RELEASE_BYTES, release)?;
-                publishing = Some(stage.begin_publishing()?);
-                Ok(())
-            }),
-        )],
-        watch: Some(Box::new(|stage, at| {
-            if at > published_at && synced.is_none() {
-                let held = stage.cluster.ctl(&["where", &path]);
+    let mut course = Course { wishes, customer_rate: CUSTOMER_RATE, deeds: Vec::new(), watch: None };
+    if let Some(release) = release {
+        let (named, publishing) = (path.clone(), &mut publishing);
+        let publish = move |stage: &mut Stage| -> Result<()> {
+            stage.put(&named, release.bytes, release.seed)?;
+            *publishing = Some(stage.begin_publishing()?);
+            Ok(())
+        };
+        course.deeds.push((release.at, Box::new(publish)));
+        let (path, synced) = (&path, &mut synced);
+        course.watch = Some(Box::new(move |stage, at| {
+            if at > release.at && synced.is_none() {
+                let held = stage.cluster.ctl(&["where", path]);
                 let count = held.map_or(0, |held| held["holders"].as_array().map_or(0, Vec::len));
-                synced = (count >= holders).then_some(at - published_at);
+                *synced = (count >= holders).then_some(at - release.at);
             }
             Ok(())
-        })),
-    };
+        }));
+    }
     let begun = std::time::Instant::now();
     let directory = stage.directory.join("downloads");
     let told = course.run(stage, &directory)?;
     let sent_after = stage.sent()?;
     let origin = stage.origin_sent()? - origin_before;
-    stage.until_held(&path, holders)?;
-    let sync_secs = synced.unwrap_or_else(|| begun.elapsed().as_secs_f64() - published_at);
+    if release.is_some() {
+        stage.until_held(&path, holders)?;
+    }
+    let until_now = |release: Published| begun.elapsed().as_secs_f64() - release.at;
+    let sync_secs = synced.or(release.map(until_now)).unwrap_or(0.0);
     drop(publishing);
     let used = sent_after.iter().zip(&sent_before).map(|(after, before)| (after - before) as f64);
     let utilisation =
         used.zip(uplinks()).map(|(bytes, mbit)| bytes / (mbit as f64 * 125_000.0 * told.secs)).collect();
-    Ok(Turn {
-        slowdowns: told.served.iter().map(slowdown).collect(),
-        utilisation,
-        sync_secs,
-        origin_part: origin as f64 / bytes.max(1) as f64,
-    })
+    Ok(Turn { served: told.served, utilisation, sync_secs, origin_part: origin as f64 / bytes.max(1) as f64 })
 }
 
 /// Of a customer: its time over that at its own rate.
@@ -217,7 +230,7 @@ fn slowdown(served: &Served) -> f64 {
     served.secs / (served.wish.bytes as f64 / CUSTOMER_RATE as f64 + REDIRECTED_SECS)
 }
 
-fn set_up(ground: &Ground<'_>) -> Result<Stage> {
+pub(super) fn set_up(ground: &Ground<'_>) -> Result<Stage> {
     let mut stage = Stage::start(ground, ORIGIN_MBIT, CUSTOMERS, &[], |repository| {
         for (number, (path, bytes)) in files().into_iter().enumerate() {
             let to = repository.join(path);
@@ -233,29 +246,29 @@ fn set_up(ground: &Ground<'_>) -> Result<Stage> {
     Ok(stage)
 }
 
-fn files() -> Vec<(String, u64)> {
+pub(super) fn files() -> Vec<(String, u64)> {
     let sizes = sizes(FILES, SIZE_LEAST, SIZE_MOST);
     sizes.into_iter().enumerate().map(|(number, bytes)| (format!("pool/{number}.bin"), bytes)).collect()
 }
 
 /// In equal ratios.
-fn uplinks() -> Vec<u64> {
+pub(super) fn uplinks() -> Vec<u64> {
     let ratio = UPLINK_MOST as f64 / UPLINK_LEAST as f64;
     let step = |number: usize| ratio.powf(number as f64 / (VOLUNTEERS - 1) as f64);
     (0..VOLUNTEERS).map(|number| (UPLINK_LEAST as f64 * step(number)).round() as u64).collect()
 }
 
 /// What control does unless an operator chooses otherwise.
-const OURS: &str = "expected-finish-time";
+pub(super) const OURS: &str = "expected-finish-time";
 const VOLUNTEERS: usize = 10;
 const UPLINK_LEAST: u64 = 4;
 const UPLINK_MOST: u64 = 40;
 /// Mbit/s.
-const DOWNLINK: u64 = 60;
-const ORIGIN_MBIT: u64 = 60;
+pub(super) const DOWNLINK: u64 = 60;
+pub(super) const ORIGIN_MBIT: u64 = 60;
 const CUSTOMERS: usize = 4;
 /// Bytes per second: 20 Mbit/s.
-const CUSTOMER_RATE: u64 = 2_500_000;
+pub(super) const CUSTOMER_RATE: u64 = 2_500_000;
 /// Of the volunteers' uplinks.
 const LOAD: f64 = 0.6;
 const FILES: usize = 16;
@@ -270,7 +283,6 @@ const SHOWN_MAX: f64 = 20.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claims::workload::Wish;
 
     #[test]
     fn uplinks_go_from_the_least_to_the_most() {

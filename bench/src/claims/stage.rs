@@ -58,7 +58,8 @@ impl Stage {
             .collect::<Result<_>>()?;
         let programs = Programs::in_directory(ground.programs)?;
         // Many customers share an address here: none of them is to be sent elsewhere for coming again.
-        let mut arguments = vec!["--heartbeat-ms", "500", "--quiet-ms", "200", "--avoid-secs", "0"];
+        let heartbeat = format!("{:.0}", HEARTBEAT_SECS * 1e3);
+        let mut arguments = vec!["--heartbeat-ms", &heartbeat, "--quiet-ms", "200", "--avoid-secs", "0"];
         arguments.extend(control);
         let link = Link::new().rate(Rate::mbit(up)).single_packets();
         let cluster = Cluster::start(&testbed, &programs, &repository, &states, &link, &arguments)?;
@@ -72,7 +73,7 @@ impl Stage {
         let path = volunteer.state().join("dataplane.toml");
         let joined = fs::read_to_string(&path)?;
         // Below what the link passes, so that what waits does so in the daemon, where it is seen.
-        let donated = donor.up * 97 / 100 * 1_000 + donor.up * 97 % 100 * 10;
+        let donated = (donor.up as f64 * DONATED_PART * 1e3).round();
         let Donor { down, tables, .. } = donor;
         fs::write(
             &path,
@@ -166,6 +167,10 @@ pub(super) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     noise
 }
 
+/// Between two heartbeats of a volunteer, seconds.
+pub(super) const HEARTBEAT_SECS: f64 = 0.5;
+/// Of its link, the part that a volunteer donates.
+pub(super) const DONATED_PART: f64 = 0.97;
 const CURRENT_WITHIN: Duration = Duration::from_secs(180);
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod metrics;
 mod mirrors;
 mod node;
 mod report;
-mod scenario;
+pub(crate) mod scenario;
 mod uplink;
 mod verdict;
 mod view;
@@ -20,6 +20,7 @@ pub(crate) use self::metrics::Outcome;
 use self::report::{Report, Variant};
 use self::scenario::Scenario;
 use self::verdict::Verdict;
+pub(crate) use self::world::simulate;
 
 /// Options of `bench sim`.
 #[derive(Debug, clap::Args)]

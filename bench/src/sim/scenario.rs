@@ -186,6 +186,11 @@ pub(crate) enum Workload {
         #[serde(default = "files")]
         files: u32,
     },
+    /// These requests: seconds after the start and bytes of each, in the order of time.
+    Listed {
+        /// All of them.
+        requests: Vec<(f64, u64)>,
+    },
     /// A trace file written by `bench trace`.
     File {
         /// Where.
@@ -352,6 +357,13 @@ impl Scenario {
                 matches!(group.uplink.len(), 1 | 2) && group.uplink.iter().all(|rate| rate.0 > 0),
                 "expected one uplink rate or lowest and highest, found {}",
                 group.uplink.len()
+            );
+        }
+        if let Workload::Listed { requests } = &scenario.workload {
+            ensure!(
+                requests.iter().all(|(at, _)| at.is_finite() && *at >= 0.0)
+                    && requests.is_sorted_by(|one, next| one.0 <= next.0),
+                "expected requests in the order of time, from 0 on"
             );
         }
         Ok(scenario)

@@ -60,6 +60,7 @@ pub(super) struct Workload {
 enum Stream {
     None,
     Poisson { per_second: f64, sizes: Sizes },
+    Listed(std::vec::IntoIter<(f64, u64)>),
     Synthesis(Box<Synthesis>, TraceReleases),
     File(Box<Reader>, TraceReleases),
 }
@@ -103,6 +104,7 @@ impl Workload {
                 let recipe = Recipe { days, requests_per_day: *requests_per_day, files: *files, seed };
                 Stream::Synthesis(Box::new(Synthesis::new(recipe)), trace)
             }
+            Kind::Listed { requests } => Stream::Listed(requests.clone().into_iter()),
             Kind::File { path } => Stream::File(Box::new(Reader::open(path)?), trace),
         };
         let mut draw = Draw::new(mix(seed ^ 0x776f_726b));
@@ -180,6 +182,10 @@ impl Workload {
                 let number = (self.draw.bits() >> 33) as u32;
                 Some((at, Asked { file: Some(Ask { client, number, size, release: None }) }))
             }
+            Stream::Listed(requests) => requests.next().map(|(at, bytes)| {
+                let (client, number) = (self.draw.bits(), (self.draw.bits() >> 33) as u32);
+                (at, Asked { file: Some(Ask { client, number, size: bytes as f64, release: None }) })
+            }),
             Stream::Synthesis(synthesis, spans) => synthesis
                 .next()
                 .map(|event| asked(event, spans, &synthesis.repository().files, &mut self.published)),
@@ -267,6 +273,24 @@ mod tests {
             let mean = sum / 400_000.0;
             assert!((mean / sizes.mean() - 1.0).abs() < 0.05, "{alpha}: {mean} {}", sizes.mean());
         }
+    }
+
+    #[test]
+    fn listed_requests_come_as_they_are_listed() {
+        let text = "
+            title = 'listed'
+            seconds = 10.0
+            origin = { uplink = '10 Mbit/s' }
+            clients = [{ rate = '10 Mbit/s', part = 1.0 }]
+            workload = { kind = 'listed', requests = [[0.5, 100000], [0.5, 70000], [3.0, 80000]] }
+        ";
+        let mut workload = Workload::new(&Scenario::parse(text).unwrap(), 1.0, 1).unwrap();
+        let mut came = Vec::new();
+        while let (Some(at), Some(asked)) = (workload.peek(), workload.take()) {
+            came.push((at, asked.size()));
+        }
+        assert_eq!(came, [(0.5, 100_000.0), (0.5, 70_000.0), (3.0, 80_000.0)]);
+        assert!(Scenario::parse(&text.replace("[3.0", "[0.1")).is_err());
     }
 
     #[test]

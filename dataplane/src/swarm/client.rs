@@ -202,7 +202,8 @@ impl<T: Tracker> Client<T> {
 
     /// Whether a bundle has this content, or may turn out to.
     pub(crate) fn covers(&self, want: &Want) -> bool {
-        self.is_holding(Instant::now()) || self.bundle_of(want, |base| self.outstanding.contains_key(base)).is_some()
+        self.is_holding(Instant::now())
+            || self.bundle_of(want, |base| self.outstanding.contains_key(base)).is_some()
     }
 
     /// Takes one more content, if a bundle has it.
