@@ -25,15 +25,26 @@ impl OriginObserver {
 }
 
 impl Observer for OriginObserver {
+    fn progressed(&self, class: u8, status: StatusCode, body_bytes: u64) {
+        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+            if class == Class::Delivery.number() {
+                self.front_door.sent(body_bytes);
+            } else if class == Class::Sync.number() {
+                self.sync.sent(body_bytes);
+            }
+        }
+    }
+
     fn responded(&self, record: &ResponseRecord<'_>) {
         if record.class == Class::Delivery.number() {
             self.load.ended(record.peer);
         }
         if matches!(record.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             if record.class == Class::Delivery.number() {
-                self.front_door.sent(record.body_bytes);
+                self.front_door.sent(record.body_bytes - record.body_bytes_told);
             } else if record.class == Class::Sync.number() {
-                self.sync.sent(record.body_bytes);
+                self.sync.sent(record.body_bytes - record.body_bytes_told);
+                self.sync.blob_ended();
             }
         }
         tracing::debug!(

@@ -120,9 +120,13 @@ pub struct SyncCounters {
 }
 
 impl SyncCounters {
-    /// Counts a response with a blob.
-    pub fn sent(&self, body_bytes: u64) {
+    /// Counts a response with a blob or a part of one, which has ended.
+    pub fn blob_ended(&self) {
         self.blobs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts body bytes that went to a volunteer.
+    pub fn sent(&self, body_bytes: u64) {
         self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
     }
 

@@ -55,8 +55,8 @@ pub struct Session {
     pub holdings: Arc<RoaringBitmap>,
     /// What it can send.
     pub capacity: BytesPerSec,
-    /// What it sent to customers lately.
-    pub delivery_rate: BytesPerSec,
+    /// What it sent to customers and mirrors lately.
+    pub sending_rate: BytesPerSec,
     /// How old the last heartbeat was when it came.
     pub age: Duration,
 }
@@ -66,9 +66,9 @@ impl Session {
     pub fn pace(&self) -> NodePace {
         NodePace {
             rate: self.capacity,
-            sending: self.delivery_rate,
+            sending: self.sending_rate,
             contending: self.heartbeat.delivery.active,
-            saturated: self.delivery_rate.0 as f64 >= SATURATED * self.capacity.0 as f64,
+            saturated: self.sending_rate.0 as f64 >= SATURATED * self.capacity.0 as f64,
             age: self.age,
         }
     }
@@ -135,7 +135,7 @@ struct Track {
     digest: u64,
     capacity: CapacityEstimate,
     capacity_from: (Option<BytesPerSec>, Option<BytesPerSec>),
-    delivery_rate: CounterRate,
+    sending_rate: CounterRate,
     clock: ReportAge,
     age: Duration,
 }
@@ -149,7 +149,7 @@ impl Default for Track {
             digest: 0,
             capacity: CapacityEstimate::new(None, None),
             capacity_from: (None, None),
-            delivery_rate: CounterRate::new(RATE_TIME),
+            sending_rate: CounterRate::new(RATE_TIME),
             clock: ReportAge::default(),
             age: Duration::ZERO,
         }
@@ -200,10 +200,13 @@ impl Track {
             self.capacity = CapacityEstimate::new(from.0, from.1);
             self.capacity_from = from;
         }
-        self.delivery_rate.read(heartbeat.delivery.body_bytes, now);
+        // Both leave by the same uplink, and what its owner gives is for both.
+        let wires = heartbeat.interfaces.iter().filter(|interface| interface.name != "lo");
+        let synced = wires.map(|interface| interface.sync.sent.bytes).sum::<u64>();
+        self.sending_rate.read(heartbeat.delivery.body_bytes.saturating_add(synced), now);
         // Whether it had more to send than went out is not known from these counters, so its claim is
         // never held against it here.
-        self.capacity.observe(self.delivery_rate.latest(), false, now);
+        self.capacity.observe(self.sending_rate.latest(), false, now);
     }
 
     fn session(&self, now: Moment, terms: &LivenessTerms) -> Option<Session> {
@@ -217,7 +220,7 @@ impl Track {
             heartbeat,
             holdings: Arc::clone(&self.holdings),
             capacity: if claimed { capacity } else { capacity.max(ASSUMED_RATE) },
-            delivery_rate: self.delivery_rate.smoothed(),
+            sending_rate: self.sending_rate.smoothed(),
             age: self.age,
         })
     }
@@ -228,7 +231,7 @@ const ASSUMED_RATE: BytesPerSec = BytesPerSec(12_500_000);
 /// From this part of its capacity on a volunteer has more to send than it can; below, its clients are slow.
 /// Its counters are payload, its capacity is counted on the wire, where full segments are 4.6 % larger.
 const SATURATED: f64 = 0.9;
-/// Over which delivery rates are smoothed.
+/// Over which rates are smoothed.
 const RATE_TIME: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
@@ -267,6 +270,8 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use freshet_api::traffic::InterfaceCounters;
+
     use super::testing::heartbeat;
     use super::*;
 
@@ -342,6 +347,23 @@ mod tests {
         claims.donated_rate = Some(BytesPerSec(1_000));
         tracker.heartbeat(NODE, claims, at(2.0));
         assert_eq!(tracker.session(NODE, at(2.0)).unwrap().capacity, BytesPerSec(1_000));
+    }
+
+    #[test]
+    fn what_goes_to_mirrors_counts_as_sent_too() {
+        let tracker = tracker();
+        for second in 1..=30u64 {
+            let mut beat = heartbeat(1, second, &[], &[]);
+            beat.donated_rate = Some(BytesPerSec(1_000));
+            beat.delivery.body_bytes = 400 * second;
+            let mut wire = InterfaceCounters { name: "eth0".into(), ..InterfaceCounters::default() };
+            wire.sync.sent.bytes = 550 * second;
+            beat.interfaces = vec![wire.clone(), InterfaceCounters { name: "lo".into(), ..wire }];
+            tracker.heartbeat(NODE, beat, at(second as f64));
+        }
+        let session = tracker.session(NODE, at(30.0)).unwrap();
+        assert_eq!(session.sending_rate, BytesPerSec(950));
+        assert!(session.pace().saturated);
     }
 
     #[test]

@@ -64,14 +64,21 @@ impl Counters {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// A part of a response went out that goes on.
+    pub fn progressed(&self, status: StatusCode, body_bytes: u64) {
+        if is_file(status) {
+            self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
+        }
+    }
+
     /// A response ended.
     ///
     /// On the delivery port 200, 206, 304, 412 and 416 answer for a file and nothing else does.
     pub fn responded(&self, record: &ResponseRecord<'_>) {
         match record.status {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+            status if is_file(status) => {
                 self.responses.fetch_add(1, Ordering::Relaxed);
-                self.body_bytes.fetch_add(record.body_bytes, Ordering::Relaxed);
+                self.body_bytes.fetch_add(record.body_bytes - record.body_bytes_told, Ordering::Relaxed);
                 let abandoned = record.body_bytes_promised.saturating_sub(record.body_bytes);
                 self.abandoned_bytes.fetch_add(abandoned, Ordering::Relaxed);
             }
@@ -103,6 +110,11 @@ impl Counters {
     }
 }
 
+/// Whether a response of this status has a file or a part of it.
+fn is_file(status: StatusCode) -> bool {
+    matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -120,6 +132,7 @@ mod tests {
             user_agent: None,
             status: StatusCode::from_u16(status).unwrap(),
             body_bytes,
+            body_bytes_told: 0,
             body_bytes_promised,
             elapsed: Duration::ZERO,
         }
@@ -137,6 +150,18 @@ mod tests {
         counters.file_unavailable();
         let read = counters.read();
         assert_eq!((read.active, read.responses, read.body_bytes, read.abandoned_bytes), (0, 1, 70, 30));
+    }
+
+    #[test]
+    fn what_went_out_of_a_transfer_is_counted_before_its_end_and_once() {
+        let counters = Counters::default();
+        counters.progressed(StatusCode::OK, 40);
+        counters.progressed(StatusCode::NOT_FOUND, 7);
+        assert_eq!(counters.read().body_bytes, 40);
+        counters.progressed(StatusCode::OK, 20);
+        counters.responded(&ResponseRecord { body_bytes_told: 60, ..record(200, 70, 100) });
+        let read = counters.read();
+        assert_eq!((read.responses, read.body_bytes, read.abandoned_bytes), (1, 70, 30));
     }
 
     #[test]

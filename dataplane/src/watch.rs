@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use freshet_ebpf::{Class, ClassError, Classes, Outgoing, SocketMeter};
 use freshet_engine::{Observer, ResponseRecord};
+use http::StatusCode;
 use socket2::SockRef;
 
 use crate::budget::Admission;
@@ -98,6 +99,10 @@ impl Observer for DeliveryWatch {
         self.counters.closed();
         self.admission.closed(id);
         self.meter.closed(id, class, socket);
+    }
+
+    fn progressed(&self, _class: u8, status: StatusCode, body_bytes: u64) {
+        self.counters.progressed(status, body_bytes);
     }
 
     fn responded(&self, record: &ResponseRecord<'_>) {

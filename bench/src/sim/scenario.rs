@@ -63,6 +63,8 @@ pub(crate) struct FrontDoor {
     pub(crate) admission: bool,
     /// Whether capacity is estimated from what nodes do, or believed as claimed.
     pub(crate) measure_capacity: bool,
+    /// Over which time rates told by heartbeats are smoothed, seconds; 0 for the last heartbeat's alone.
+    pub(crate) rate_seconds: f64,
 }
 
 impl Default for FrontDoor {
@@ -74,6 +76,7 @@ impl Default for FrontDoor {
             sync_target_seconds: 1800.0,
             admission: true,
             measure_capacity: true,
+            rate_seconds: 3.0,
         }
     }
 }

@@ -6,7 +6,7 @@ use freshet_api::{Bytes, BytesPerSec, NodeId};
 use freshet_policy::Moment;
 use freshet_policy::admission::{limit_of_backlog, node_limit};
 use freshet_policy::liveness::{Life, Liveness, LivenessTerms};
-use freshet_policy::rates::CapacityEstimate;
+use freshet_policy::rates::{CapacityEstimate, CounterRate};
 use freshet_policy::reservation::{DeliveryReport, NodePace, ReservationLedger};
 use freshet_policy::selection::{Candidate, Field, Nearness, Reach, RequestFacts, Standing};
 use freshet_policy::steering::BudgetOutlook;
@@ -38,6 +38,7 @@ pub(super) struct View {
     draining: bool,
     estimate: CapacityEstimate,
     delivered: Option<(f64, Moment)>,
+    smoothed: CounterRate,
     rate: f64,
     load: f32,
     weight: u32,
@@ -47,13 +48,15 @@ pub(super) struct View {
 
 impl View {
     /// A volunteer that claims `claimed` bytes per second.
-    pub(super) fn new(claimed: f64) -> View {
+    /// Rates are smoothed over `rate_seconds`.
+    pub(super) fn new(claimed: f64, rate_seconds: f64) -> View {
         View {
             life: Liveness::default(),
             standing: Standing::Dead,
             draining: false,
             estimate: CapacityEstimate::new(Some(BytesPerSec(claimed as u64)), None),
             delivered: None,
+            smoothed: CounterRate::new(Duration::from_secs_f64(rate_seconds)),
             rate: claimed,
             load: 0.0,
             weight: (claimed / 125_000.0).max(1.0) as u32,
@@ -83,6 +86,7 @@ impl View {
         let mut saturated = report.saturated;
         let mut sending = 0.0;
         let total = report.delivered + report.synced;
+        self.smoothed.read(total as u64, now);
         if let Some((before, at)) = self.delivered
             && now > at
             && total >= before
@@ -92,9 +96,10 @@ impl View {
             let behind =
                 report.active >= MANY && ledger.outstanding(node).0 as f64 > self.rate * BEHIND_SECONDS;
             self.estimate.observe(BytesPerSec(rate as u64), report.saturated || behind, now);
-            self.load = (rate / report.donated.max(1.0)) as f32;
-            sending = rate;
-            saturated = report.saturated || behind || rate > self.rate * FULL;
+            let smoothed = self.smoothed.smoothed().0 as f64;
+            self.load = (smoothed / report.donated.max(1.0)) as f32;
+            sending = smoothed;
+            saturated = report.saturated || behind || smoothed > self.rate * FULL;
         }
         self.delivered = Some((total, now));
         let measured = self.estimate.capacity(now).rate.0 as f64;

@@ -168,7 +168,8 @@ impl<'a> World<'a> {
                 (place, class.part / parts)
             })
             .collect();
-        let views = nodes.iter().map(|node| View::new(node.claimed)).collect();
+        let views =
+            nodes.iter().map(|node| View::new(node.claimed, scenario.front_door.rate_seconds)).collect();
         let arbiters = nodes.iter().map(|_| arbiter(&scenario.front_door.arbiter)).collect::<Result<_>>()?;
         let volunteers: f64 = nodes[1..].iter().map(|node| node.donation).sum();
         let mut world = World {

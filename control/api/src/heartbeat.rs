@@ -92,7 +92,7 @@ pub struct MonthReport {
 pub struct DeliveryCounters {
     /// Responses with a file.
     pub responses: u64,
-    /// Body bytes handed to the kernel.
+    /// Body bytes handed to the kernel, those of responses that go on among them.
     pub body_bytes: u64,
     /// Body bytes that were promised but not sent: customers who went away.
     pub abandoned_bytes: u64,

@@ -100,7 +100,7 @@ impl Route {
         let sealer = sealer.unwrap_or_else(|| membership.ticket_key.sealer());
         let (budget, budget_price) = (room(budget), price(budget));
         let heartbeat = session.as_ref().map(|session| &*session.heartbeat);
-        let load = session.as_ref().map_or(0.0, |s| s.delivery_rate.0 as f32 / s.capacity.0.max(1) as f32);
+        let load = session.as_ref().map_or(0.0, |s| s.sending_rate.0 as f32 / s.capacity.0.max(1) as f32);
         Some(Self {
             node: node.id,
             name: node.name.clone(),

@@ -19,6 +19,11 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (id, class, socket);
     }
 
+    /// A part of a response's body went to the kernel, and the response goes on. Short responses end without.
+    fn progressed(&self, class: u8, status: StatusCode, body_bytes: u64) {
+        let _ = (class, status, body_bytes);
+    }
+
     /// A response ended, whole or not.
     fn responded(&self, record: &ResponseRecord<'_>) {
         let _ = record;
@@ -46,6 +51,8 @@ pub struct ResponseRecord<'a> {
     pub status: StatusCode,
     /// Body bytes handed to the kernel.
     pub body_bytes: u64,
+    /// Those of them that [`Observer::progressed`] told of already.
+    pub body_bytes_told: u64,
     /// Body bytes that the head promised.
     pub body_bytes_promised: u64,
     /// From the complete head to the end.
@@ -71,6 +78,12 @@ impl Observer for Observers {
     fn closed(&self, id: u64, class: u8, socket: BorrowedFd<'_>) {
         for observer in &self.0 {
             observer.closed(id, class, socket);
+        }
+    }
+
+    fn progressed(&self, class: u8, status: StatusCode, body_bytes: u64) {
+        for observer in &self.0 {
+            observer.progressed(class, status, body_bytes);
         }
     }
 

@@ -99,6 +99,15 @@ pub(crate) struct Core {
     random: RandomState,
 }
 
+/// Of a response that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyBytes {
+    /// Handed to the kernel.
+    pub(crate) sent: u64,
+    /// Those of them that the observer was told of meanwhile.
+    pub(crate) told: u64,
+}
+
 impl Core {
     fn new(setup: &Setup) -> io::Result<Self> {
         let share = |whole: u64| (whole / setup.rings as u64).max(1);
@@ -148,13 +157,20 @@ impl Core {
         self.random.hash_one(id)
     }
 
+    /// Tells of a part of a response that goes on.
+    pub(crate) fn progressed(&self, class: u8, status: ::http::StatusCode, body_bytes: u64) {
+        if let Some(observer) = &self.observer {
+            observer.progressed(class, status, body_bytes);
+        }
+    }
+
     /// Counts and tells of a response that has ended.
     pub(crate) fn responded(
         &self,
         client: &Client<'_>,
         exchange: &Exchange,
         outline: Outline,
-        body_bytes: u64,
+        bytes: BodyBytes,
     ) {
         self.stats.responses.add(1);
         let Some(observer) = &self.observer else { return };
@@ -168,7 +184,8 @@ impl Core {
             referer: head.and_then(|head| head.field(&::http::header::REFERER)),
             user_agent: head.and_then(|head| head.field(&::http::header::USER_AGENT)),
             status: outline.status,
-            body_bytes,
+            body_bytes: bytes.sent,
+            body_bytes_told: bytes.told,
             body_bytes_promised: outline.promised,
             elapsed: exchange.started.map(|started| started.elapsed()).unwrap_or_default(),
         });

@@ -494,6 +494,10 @@ struct Notes {
     opened: Mutex<Vec<u64>>,
     closed: Mutex<Vec<u64>>,
     responses: Mutex<Vec<Heard>>,
+    /// Body bytes of responses that went on.
+    progressed: AtomicU64,
+    /// Those that the ends of responses said were told of.
+    told: AtomicU64,
 }
 
 /// Request line, path, status, bytes sent, bytes promised.
@@ -522,7 +526,14 @@ impl Observer for Notes {
         self.closed.lock().unwrap().push(id);
     }
 
+    fn progressed(&self, class: u8, status: http::StatusCode, body_bytes: u64) {
+        assert_eq!((class, status.as_u16()), (1, 200));
+        self.progressed.fetch_add(body_bytes, Ordering::Relaxed);
+    }
+
     fn responded(&self, record: &ResponseRecord<'_>) {
+        assert!(record.body_bytes_told <= record.body_bytes);
+        self.told.fetch_add(record.body_bytes_told, Ordering::Relaxed);
         self.responses.lock().unwrap().push((
             record.request_line.to_owned(),
             record.path.to_vec(),
@@ -552,9 +563,11 @@ fn the_observer_hears_everything() {
     drop(client);
     let mut client = served.connect();
     client.send(request("GET", "/large", &[]));
-    eventually("the large one has begun", || served.running().stats().body_bytes > 100_000);
+    // Nobody reads: it goes on, and is told of all the same.
+    eventually("the large one has begun", || notes.progressed.load(Ordering::Relaxed) > 100_000);
     drop(client);
     eventually("all are closed", || notes.closed.lock().unwrap().len() == 2);
+    assert_eq!(notes.progressed.load(Ordering::Relaxed), notes.told.load(Ordering::Relaxed));
     let mut opened = notes.opened.lock().unwrap().clone();
     opened.dedup();
     assert_eq!(opened, *notes.closed.lock().unwrap());

@@ -22,7 +22,7 @@ use crate::http::body::Drain;
 use crate::http::head::{Framing, Head, Verb};
 use crate::http::scan::{HeadScan, Scanned};
 use crate::respond::{self, Client, Close, Exchange, Outline, Prepared, Reply};
-use crate::ring::{Core, HOT_MILLIS};
+use crate::ring::{BodyBytes, Core, HOT_MILLIS};
 use crate::send::{Progress, Transfer};
 use crate::site::{FileAnswer, Unavailable};
 use crate::uring::{self, Delivery, ReceiveBuffer, Socket};
@@ -114,6 +114,8 @@ struct Sending {
     transfer: Transfer,
     exchange: Exchange,
     outline: Outline,
+    /// Body bytes that the observer was told of.
+    told: u64,
 }
 
 impl Connection {
@@ -236,7 +238,7 @@ impl Connection {
     /// Reports the end and gives everything back.
     fn close(&self, core: &Core) {
         if let Phase::Sending(sending) = &self.phase {
-            self.report(core, &sending.exchange, sending.outline, sending.transfer.sent);
+            self.report_end(core, sending);
         }
         core.closed(&self.client(), self.slot);
     }
@@ -403,7 +405,7 @@ impl Connection {
         match reply {
             Reply::Sent(outline) => {
                 core.stats.body_bytes.add(outline.promised);
-                self.report(core, &exchange, outline, outline.promised);
+                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: 0 });
                 exchange.recycle(core);
                 self.ended(core, outline.close);
             }
@@ -411,12 +413,12 @@ impl Connection {
                 // It counts as sent: the kernel has it from this turn on.
                 self.outgoing = Some(uring::deliver(Rc::clone(&self.socket), bytes));
                 core.stats.body_bytes.add(outline.promised);
-                self.report(core, &exchange, outline, outline.promised);
+                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: 0 });
                 exchange.recycle(core);
                 self.ended(core, outline.close);
             }
             Reply::Prepared(Prepared { transfer, outline }) => {
-                self.phase = Phase::Sending(Box::new(Sending { transfer, exchange, outline }));
+                self.phase = Phase::Sending(Box::new(Sending { transfer, exchange, outline, told: 0 }));
             }
             Reply::Cold(cold) => {
                 let (missing, answer) = *cold;
@@ -433,10 +435,15 @@ impl Connection {
         let before = sending.transfer.sent;
         let progress = sending.transfer.advance(core, class, &self.socket);
         core.stats.body_bytes.add(sending.transfer.sent - before);
+        let goes_on = !matches!(progress, Progress::Done | Progress::Broken(_));
+        if goes_on && sending.transfer.sent > sending.told {
+            core.progressed(class, sending.outline.status, sending.transfer.sent - sending.told);
+            sending.told = sending.transfer.sent;
+        }
         match progress {
             Progress::Done => {
                 if let Phase::Sending(sending) = std::mem::replace(&mut self.phase, Phase::Reading) {
-                    self.report(core, &sending.exchange, sending.outline, sending.transfer.sent);
+                    self.report_end(core, &sending);
                     self.ended(core, sending.outline.close);
                     if sending.transfer.sent >= TURN_BYTES && matches!(self.phase, Phase::Reading) {
                         return Some(if self.partial.is_none() { Step::Request } else { Step::Yield });
@@ -479,7 +486,7 @@ impl Connection {
     /// Ends a response that can't be kept whole, so that the client sees it was not.
     fn cut(&mut self, core: &Core, sending: &Sending, error: &std::io::Error) {
         tracing::debug!(peer = %self.socket.peer, %error, sent = sending.transfer.sent, "response cut");
-        self.report(core, &sending.exchange, sending.outline, sending.transfer.sent);
+        self.report_end(core, sending);
         self.socket.reset_on_close();
         self.phase = Phase::Closed;
     }
@@ -568,8 +575,13 @@ impl Connection {
         Client { socket: &self.socket, busy: self.warmth == Warmth::Hot }
     }
 
-    fn report(&self, core: &Core, exchange: &Exchange, outline: Outline, body_bytes: u64) {
-        core.responded(&self.client(), exchange, outline, body_bytes);
+    fn report_end(&self, core: &Core, sending: &Sending) {
+        let bytes = BodyBytes { sent: sending.transfer.sent, told: sending.told };
+        self.report(core, &sending.exchange, sending.outline, bytes);
+    }
+
+    fn report(&self, core: &Core, exchange: &Exchange, outline: Outline, bytes: BodyBytes) {
+        core.responded(&self.client(), exchange, outline, bytes);
     }
 }
 
