@@ -99,6 +99,13 @@ const TOOLS: &[Tool] = &[
     },
     Tool { program: "tc", package: "iproute2", purpose: "links with rates", root: true, service: false },
     Tool {
+        program: "ethtool",
+        package: "ethtool",
+        purpose: "links without offloads, where counts are exact",
+        root: true,
+        service: false,
+    },
+    Tool {
         program: "setpriv",
         package: "util-linux",
         purpose: "processes that end with the testbed",

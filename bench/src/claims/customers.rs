@@ -75,8 +75,8 @@ impl Course<'_> {
             while let Some((number, wish)) = coming.pop_if(|(_, wish)| wish.at <= now) {
                 let host = &stage.customers[number % stage.customers.len()];
                 let started = Instant::now();
-                let program =
-                    download(&stage.url(&wish.path), &downloads.join(number.to_string()), self.customer_rate);
+                let to = downloads.join(number.to_string());
+                let program = download(number, &stage.url(&wish.path), &to, self.customer_rate);
                 under_way.push((number, started, host.start(&format!("customer-{number}"), &program)?));
             }
             let mut ended = Vec::new();
@@ -128,11 +128,12 @@ impl Course<'_> {
     }
 }
 
-/// One file by curl, again and again until it is whole.
-fn download(url: &str, to: &Path, rate: u64) -> Program {
+/// One file by curl, again and again until it is whole. Customers share few addresses here; that each is somebody else is told
+/// by its agent, or the front door would take those who ask for the same file for one who asks again.
+fn download(number: usize, url: &str, to: &Path, rate: u64) -> Program {
     let curl = format!(
         "curl --silent --show-error --fail --location --max-redirs 8 --retry 20 --connect-timeout 5 --speed-limit 1 \
-         --speed-time 15 --limit-rate {rate} --continue-at - --output '{}' '{url}'",
+         --speed-time 15 --limit-rate {rate} --user-agent 'customer/{number}' --continue-at - --output '{}' '{url}'",
         to.display()
     );
     let again = "tries=$((tries + 1)); [ $tries -lt 40 ] || exit 1; sleep 0.2";

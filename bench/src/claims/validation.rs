@@ -23,7 +23,6 @@ use crate::sim::scenario::{
     ClientClass, FrontDoor, Heartbeat, NodeGroup, Origin, Release, Scenario, Sync, Workload,
 };
 use crate::sim::{Outcome, simulate};
-use crate::spread::Spread;
 use crate::tally::Tally;
 
 /// Options of `bench validate`.
@@ -116,12 +115,10 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     document.parameter("customers come for", format!("{} s", arguments.seconds));
     document.parameter("volunteers' uplinks", format!("{:?} Mbit/s", uplinks()));
     let mut stage = set_up(&ground(&programs, &scratch, cancel, arguments.seed)?)?;
-    let idle = idle(&mut stage, arguments.seed)?;
-    eprintln!("a download takes {:.0} ms more than its bytes at the customer's rate", idle * 1e3);
-    document.parameter(
-        "a download takes beside its bytes, where nothing is busy",
-        format!("{:.0} ms", idle * 1e3),
-    );
+    let idle = idle(&mut stage)?;
+    let alone = format!("{:.0} ms and its bytes at {}", idle.secs * 1e3, BytesPerSec(idle.rate as u64));
+    eprintln!("where nothing is busy, a download takes {alone}");
+    document.parameter("a download takes, where nothing is busy", alone);
     let tally = Tally::begin(&stage.cluster, cancel)?;
     let mut pairs: Vec<Vec<[Times; 2]>> = vec![Vec::new(); WAYS.len()];
     for round in 0..arguments.rounds {
@@ -180,22 +177,55 @@ fn donated(mbit: u64) -> f64 {
     payload_rate(mbit as f64 * DONATED_PART)
 }
 
-/// What a download takes beyond its bytes at the customer's rate where nothing is busy, seconds: the median of several,
-/// one after the other.
-fn idle(stage: &mut Stage, seed: u64) -> Result<f64> {
-    let files = files();
-    let (path, bytes) = files.first().context("there are files")?;
-    let wish = |number: usize| Wish { at: number as f64 * IDLE_APART, path: path.clone(), bytes: *bytes };
-    let wishes: Vec<Wish> = (0..IDLE_DOWNLOADS).map(wish).collect();
-    stage.set("selection", OURS)?;
-    let turn = turn(stage, wishes, None).with_context(|| format!("with seed {seed}"))?;
-    let beyond = turn.served.iter().map(|served| served.secs - *bytes as f64 / CUSTOMER_RATE as f64);
-    Ok(Spread::of(beyond).context("nothing was downloaded")?.median.max(0.0))
+/// What a download takes where nothing is busy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Idle {
+    /// Whatever its size, seconds.
+    secs: f64,
+    /// Bytes per second of the rest: what the customer's tool makes of the rate that it is told to keep to.
+    rate: f64,
+}
+
+impl Idle {
+    /// The line of least squares through bytes and seconds; at most at the rate that is asked for.
+    fn of(downloads: &[(f64, f64)]) -> Option<Idle> {
+        let count = downloads.len() as f64;
+        let mean = |of: &dyn Fn(&(f64, f64)) -> f64| downloads.iter().map(of).sum::<f64>() / count;
+        let (bytes, secs) = (mean(&|one| one.0), mean(&|one| one.1));
+        let shared = mean(&|one| (one.0 - bytes) * (one.1 - secs));
+        let spread = mean(&|one| (one.0 - bytes).powi(2));
+        let slope = (shared / spread).max(1.0 / CUSTOMER_RATE as f64);
+        let idle = Idle { secs: (secs - slope * bytes).max(0.0), rate: 1.0 / slope };
+        (spread > 0.0 && idle.secs.is_finite()).then_some(idle)
+    }
+}
+
+/// Downloads every file from the fastest volunteer alone, one after the other.
+fn idle(stage: &mut Stage) -> Result<Idle> {
+    let names: Vec<String> = stage.cluster.volunteers().iter().map(|one| one.name().to_owned()).collect();
+    let (_, others) = names.split_last().context("there are volunteers")?;
+    for name in others {
+        stage.cluster.ctl(&["node", "drain", name])?;
+    }
+    let mut at = 1.0;
+    let mut wishes = Vec::new();
+    for (path, bytes) in files() {
+        wishes.push(Wish { at, path, bytes });
+        at += bytes as f64 / CUSTOMER_RATE as f64 * 1.2 + IDLE_APART;
+    }
+    let turn = turn(stage, wishes, None);
+    for name in others {
+        stage.cluster.ctl(&["node", "resume", name])?;
+    }
+    stage.until_current()?;
+    let downloads: Vec<(f64, f64)> =
+        turn?.served.iter().map(|served| (served.wish.bytes as f64, served.secs)).collect();
+    Idle::of(&downloads).context("expected downloads of several sizes")
 }
 
 /// The mean of several runs of the simulator, because what is drawn there is not what is drawn here.
-fn foretold(way: &Way, wishes: &[Wish], release: Option<Published>, idle: f64, seed: u64) -> Result<Times> {
-    let scenario = scenario(way, wishes, release);
+fn foretold(way: &Way, wishes: &[Wish], release: Option<Published>, idle: Idle, seed: u64) -> Result<Times> {
+    let scenario = scenario(way, wishes, release, idle.rate);
     let mut sum = Times { mean: 0.0, median: 0.0, p90: 0.0, sync: 0.0 };
     for run in 0..RUNS {
         let outcome = simulate(&scenario, seed * RUNS + run)?;
@@ -206,9 +236,9 @@ fn foretold(way: &Way, wishes: &[Wish], release: Option<Published>, idle: f64, s
             wishes.len()
         );
         let p90 = cdf_at(&outcome, 0.9);
-        sum.mean += outcome.wait_mean + idle;
-        sum.median += outcome.wait_p50 + idle;
-        sum.p90 += p90 + idle;
+        sum.mean += outcome.wait_mean + idle.secs;
+        sum.median += outcome.wait_p50 + idle.secs;
+        sum.p90 += p90 + idle.secs;
         sum.sync += outcome.sync_max;
     }
     let runs = RUNS as f64;
@@ -219,7 +249,7 @@ fn cdf_at(outcome: &Outcome, part: f64) -> f64 {
     outcome.wait_cdf.iter().find(|(_, up_to)| *up_to >= part).map_or(f64::NAN, |(secs, _)| *secs)
 }
 
-fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>) -> Scenario {
+fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>, customer_rate: f64) -> Scenario {
     let rate = |bytes: f64| BytesPerSec(bytes as u64);
     let node = |mbit: u64| NodeGroup {
         count: 1,
@@ -265,7 +295,7 @@ fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>) -> Scenario 
         },
         nodes,
         heartbeat: Heartbeat { interval_seconds: HEARTBEAT_SECS, delay_seconds: 0.0, loss: 0.0 },
-        clients: vec![ClientClass { rate: BytesPerSec(CUSTOMER_RATE), part: 1.0 }],
+        clients: vec![ClientClass { rate: rate(customer_rate), part: 1.0 }],
         workload: Workload::Listed { requests: wishes.iter().map(|wish| (wish.at, wish.bytes)).collect() },
         releases: release.map(released).into_iter().collect(),
         faults: Vec::new(),
@@ -326,9 +356,8 @@ const RELEASE_BYTES: usize = 8_000_000;
 const PIECE_BYTES: usize = 32 << 10;
 /// Runs of the simulator that are averaged.
 const RUNS: u64 = 20;
-const IDLE_DOWNLOADS: usize = 9;
 /// Seconds between two downloads on idle links.
-const IDLE_APART: f64 = 0.7;
+const IDLE_APART: f64 = 0.3;
 /// Simulated after the last customer came, so that all are served.
 const AFTERWARDS_SECS: f64 = 600.0;
 const TITLE: &str = "The simulator against the testbed";
@@ -342,6 +371,8 @@ const READING: &str = "The simulator runs the policies that control runs. It kno
 mod tests {
     use super::*;
 
+    const IDLE: Idle = Idle { secs: 0.1, rate: CUSTOMER_RATE as f64 };
+
     fn wishes() -> Vec<Wish> {
         poisson(&files(), 0.5 * payload(), 20.0, 3)
     }
@@ -350,7 +381,7 @@ mod tests {
     fn all_ways_can_be_foretold() {
         for way in &WAYS {
             let release = way.releases.then_some(Published { at: 5.0, bytes: RELEASE_BYTES, seed: 1 });
-            let times = foretold(way, &wishes(), release, 0.1, 1).unwrap();
+            let times = foretold(way, &wishes(), release, IDLE, 1).unwrap();
 
             assert!(times.mean > 0.2 && times.mean < 60.0 && times.p90 >= times.median, "{way:?}: {times:?}");
             assert_eq!(times.sync > 0.0, way.releases, "{way:?}: {times:?}");
@@ -360,9 +391,20 @@ mod tests {
     #[test]
     fn one_customer_alone_takes_its_bytes_at_its_own_rate_and_what_any_download_takes() {
         let wish = Wish { at: 0.5, path: "pool/0.bin".to_owned(), bytes: CUSTOMER_RATE };
-        let times = foretold(&WAYS[0], &[wish], None, 0.2, 1).unwrap();
+        let times = foretold(&WAYS[0], &[wish], None, IDLE, 1).unwrap();
         // Unless a slow volunteer was drawn.
-        assert!(times.median >= 1.2 && times.median < 3.0, "{times:?}");
+        assert!(times.median >= 1.1 && times.median < 3.0, "{times:?}");
+    }
+
+    #[test]
+    fn what_a_download_takes_is_a_line() {
+        let line: Vec<(f64, f64)> = [1e5, 1e6, 3e6].map(|bytes| (bytes, 0.02 + bytes / 2e6)).to_vec();
+        let idle = Idle::of(&line).unwrap();
+        assert!((idle.secs - 0.02).abs() < 1e-9 && (idle.rate - 2e6).abs() < 1.0, "{idle:?}");
+        // Faster than asked for it can't be.
+        let fast = [1e5, 3e6].map(|bytes| (bytes, bytes / 9e6));
+        assert!((Idle::of(&fast).unwrap().rate - CUSTOMER_RATE as f64).abs() < 1.0);
+        assert_eq!(Idle::of(&[]), None);
     }
 
     #[test]
