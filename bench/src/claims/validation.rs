@@ -145,9 +145,17 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
                 measured.mean,
                 foretold.mean
             );
+            let customers: Vec<_> =
+                turn.served.iter().map(|one| (one.wish.at, one.wish.bytes, one.secs)).collect();
             document.record(
                 "turn",
-                &serde_json::json!({ "way": way.name(), "round": round, "measured": measured, "foretold": foretold }),
+                &serde_json::json!({
+                    "way": way.name(),
+                    "round": round,
+                    "measured": measured,
+                    "foretold": foretold,
+                    "customers": customers,
+                }),
             )?;
             pairs[number].push([measured, foretold]);
         }
