@@ -169,7 +169,8 @@ pub fn cleanup(pin: Option<&Path>) -> Result<Cleaned, KernelError> {
     Ok(cleaned)
 }
 
-/// Removes the pins of all interfaces below `pin`, then `pin`; returns what it removed.
+/// Removes the pins of all interfaces below `pin`, then `pin`; returns what it removed. A directory that can't be
+/// removed counts nothing and is no error: the one above may belong to root, as that of a service's runtime files does.
 fn remove_all(pin: &Path) -> Result<Vec<PathBuf>, KernelError> {
     let failed = |error: io::Error| KernelError::Pin { path: pin.to_owned(), error };
     let mut removed = Vec::new();
@@ -181,12 +182,17 @@ fn remove_all(pin: &Path) -> Result<Vec<PathBuf>, KernelError> {
                 removed.push(directory.join(name));
             }
         }
-        fs::remove_dir(&directory).map_err(failed)?;
-        removed.push(directory);
+        remove_directory(directory, &mut removed);
     }
-    fs::remove_dir(pin).map_err(failed)?;
-    removed.push(pin.to_owned());
+    remove_directory(pin.to_owned(), &mut removed);
     Ok(removed)
+}
+
+fn remove_directory(directory: PathBuf, removed: &mut Vec<PathBuf>) {
+    match fs::remove_dir(&directory) {
+        Ok(()) => removed.push(directory),
+        Err(error) => tracing::debug!(%error, directory = %directory.display(), "a directory of pins stays"),
+    }
 }
 
 /// Removes our filter of the clsact qdisc, whoever attached it; false when there is none.
@@ -273,5 +279,22 @@ mod tests {
         let error = PinDirectory::open(directory.path().join("pins")).unwrap_err();
         assert!(error.to_string().contains("not on a bpffs"), "{error}");
         assert!(cleanup(Some(directory.path())).is_err());
+    }
+    #[test]
+    fn pins_are_gone_although_a_directory_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path();
+        fs::create_dir_all(pin.join("eth0")).unwrap();
+        let link = pin.join("eth0").join(link_name(Direction::In));
+        fs::write(&link, "").unwrap();
+        // What is not ours keeps the directory, as a parent of root's does.
+        fs::write(pin.join("eth0/foreign"), "").unwrap();
+        assert_eq!(remove_all(pin).unwrap(), std::slice::from_ref(&link));
+        assert!(!link.exists() && pin.join("eth0/foreign").exists());
+        fs::remove_file(pin.join("eth0/foreign")).unwrap();
+        assert_eq!(remove_all(pin).unwrap(), [pin.join("eth0"), pin.to_owned()]);
+        // A pin that stays is told of.
+        fs::create_dir_all(pin.join("eth0").join(link_name(Direction::Out))).unwrap();
+        assert!(remove_all(pin).is_err());
     }
 }
