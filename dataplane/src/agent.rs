@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply, Readiness, SyncProgress};
+use freshet_api::heartbeat::{BAN_CHARS_MAX, DELTA_MAX, Heartbeat, HeartbeatReply, Readiness, SyncProgress};
 use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -60,6 +60,8 @@ pub struct Agent {
     pub orders: Orders,
     /// When control answered last.
     pub last_heard: watch::Sender<Option<std::time::Instant>>,
+    /// Why control has it banned, as it was told last; none at the start.
+    pub banned: Option<String>,
 }
 
 /// What the owner says that control must know.
@@ -222,14 +224,22 @@ impl Agent {
 
     fn take_terms(&mut self, reply: &HeartbeatReply) {
         let front_door = reply.front_door.trim_end_matches('/');
+        let banned = reply.banned.as_deref().map(ban_words);
+        let news = self.banned != banned;
+        match &banned {
+            Some(why) if news => tracing::warn!("{why}"),
+            None if news => tracing::info!("this volunteer is not banned any more"),
+            _ => {}
+        }
+        self.banned.clone_from(&banned);
         let terms = self.terms.load();
-        let closed = match (&terms.closed, reply.draining) {
+        let closed = match (&terms.closed, banned) {
             // A stop is the owner's, and control's word does not undo it.
             (Some(why), _) if why == STOPPING => Some(why.clone()),
-            (_, true) => Some(DRAINED.to_owned()),
-            (_, false) => None,
+            (_, Some(why)) => Some(why),
+            (_, None) => reply.draining.then(|| DRAINED.to_owned()),
         };
-        if terms.closed != closed {
+        if terms.closed != closed && !news {
             tracing::info!(draining = reply.draining, "control says whether customers come here");
         }
         if terms.front_door != front_door || terms.closed != closed {
@@ -247,6 +257,14 @@ impl Agent {
             }
         }
     }
+}
+
+/// What control says of a ban, with what the owner can do.
+fn ban_words(why: &str) -> String {
+    let why: String = why.chars().filter(|c| !c.is_control()).take(BAN_CHARS_MAX).collect();
+    format!(
+        "control takes nothing from this volunteer: {why}; check its disk and memory, then ask the operator for a pardon"
+    )
 }
 
 /// Wakes those who wait only when there is something new.

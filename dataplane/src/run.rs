@@ -282,6 +282,7 @@ impl Volunteer {
             pacer: Arc::clone(&pacer),
             orders,
             last_heard,
+            banned: None,
         };
         let mut metrics_address = None;
         if let Some(address) =

@@ -436,6 +436,17 @@ fn monitoring_sees_what_is_so_and_every_name_that_a_dashboard_asks_for() {
     assert!(get(metrics, "/healthz").ends_with("up\n"));
     assert!(get(metrics, "/elsewhere").starts_with("HTTP/1.1 404"));
     assert!(daemon.get("/metrics").starts_with("HTTP/1.1 40"), "customers see nothing of it");
+
+    // Its owner is told of a ban, once, and of its end.
+    control.state().reply.banned = Some("banned: its bytes were wrong".into());
+    until("the ban", || get(metrics, "/readyz").contains("its bytes were wrong; check").then_some(()));
+    assert!(get(metrics, "/readyz").starts_with("HTTP/1.1 503"));
+    let beats = seen(&control);
+    until("more heartbeats", || (seen(&control) > beats + 2).then_some(()));
+    assert_eq!(daemon.log().matches("its bytes were wrong").count(), 1, "{}", daemon.log());
+    control.state().reply.banned = None;
+    until("the pardon", || get(metrics, "/readyz").starts_with("HTTP/1.1 200").then_some(()));
+    assert!(daemon.log().contains("not banned any more"), "{}", daemon.log());
     let text = get(metrics, "/metrics");
     assert!(text.contains("freshet_dataplane_ready 1\n"), "{text}");
     assert!(text.contains("freshet_dataplane_tickets_refused_total{why=\"missing\"} 1\n"), "{text}");

@@ -207,6 +207,9 @@ pub struct HeartbeatReply {
     pub want_holdings: bool,
     /// Whether the operator has it drained: it finishes transfers and gets no new customers.
     pub draining: bool,
+    /// Why it may take no part, in at most [`BAN_CHARS_MAX`] characters; none when it is not banned.
+    #[serde(default)]
+    pub banned: Option<String>,
     /// Delivery's share of what is sent while sync wants to send too, thousandths; sync has the rest. None when nobody has
     /// a say.
     #[serde(default)]
@@ -226,6 +229,9 @@ pub fn holdings_digest(file: FileId) -> u64 {
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
+
+/// Characters of the reason for a ban at most.
+pub const BAN_CHARS_MAX: usize = 600;
 
 /// Files that one heartbeat adds, and removes, at most; above, the whole set is sent (`PUT /v1/holdings`).
 pub const DELTA_MAX: usize = 10_000;

@@ -68,7 +68,8 @@ fn member(api: &Api, headers: &HeaderMap) -> Result<Arc<Node>, Problem> {
         Some(ban) => Err(Problem::new(
             StatusCode::FORBIDDEN,
             format!(
-                "this volunteer is {ban}; check its disk and memory, then ask the operator for `ctl node pardon`"
+                "this volunteer is {}; check its disk and memory, then ask the operator for `ctl node pardon`",
+                api.ban_words(ban)
             ),
         )),
     }

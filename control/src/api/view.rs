@@ -3,7 +3,7 @@
 use freshet_api::admin::{Holder, NodeState, NodeView, StatusView, WhereView};
 
 use super::Api;
-use crate::registry::Node;
+use crate::registry::{Ban, Node};
 use crate::routing::Route;
 
 impl Api {
@@ -94,12 +94,19 @@ impl Api {
         }
     }
 
+    /// A ban in words, with the path that it is about for as long as the catalogue has it.
+    pub(crate) fn ban_words(&self, ban: &Ban) -> String {
+        ban.words(&self.parts.catalog.load())
+    }
+
     /// Where a volunteer stands, and why it gets no customers.
     pub(crate) fn node_state(&self, node: &Node) -> (NodeState, Option<String>) {
         let table = self.parts.routing.load();
         let route = table.route(node.id);
         let reason = match route {
             _ if node.membership.is_none() => Some("nobody has joined with its join string yet".to_owned()),
+            // The routing table knows no paths.
+            Some(_) if let Some(ban) = &node.ban => Some(self.ban_words(ban)),
             Some(route) => route.reason.as_ref().map(ToString::to_string),
             None => Some("no heartbeat since it joined".to_owned()),
         };

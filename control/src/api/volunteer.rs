@@ -9,7 +9,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequest, Query, State};
 use axum::response::{IntoResponse, Response};
 use freshet_api::enrol::{JoinReply, JoinRequest, Secret};
-use freshet_api::heartbeat::{DELTA_MAX, Heartbeat, HeartbeatReply};
+use freshet_api::heartbeat::{BAN_CHARS_MAX, DELTA_MAX, Heartbeat, HeartbeatReply};
 use freshet_api::manifest::{ManifestAsk, ManifestHeld, ManifestOffer};
 use freshet_api::release::{self, ReleaseHeader, VALID_FOR};
 use freshet_api::{Bytes as Amount, SyncToken};
@@ -81,7 +81,11 @@ pub(super) async fn heartbeat(
     parts.registry.record(node.id, counters).await?;
 
     let expires = u32::try_from(now_secs() + SYNC_TOKEN_SECS).unwrap_or(u32::MAX);
-    let draining = parts.registry.nodes().by_id(node.id).is_some_and(|node| node.draining);
+    let nodes = parts.registry.nodes();
+    let known = nodes.by_id(node.id);
+    let draining = known.is_some_and(|node| node.draining);
+    let banned = known.and_then(|node| node.ban.as_ref());
+    let banned = banned.map(|ban| api.ban_words(ban).chars().take(BAN_CHARS_MAX).collect());
     Ok(Json(HeartbeatReply {
         interval_ms: u64::try_from(interval(parts).as_millis()).unwrap_or(u64::MAX),
         manifest_sequence: parts.swarm.release().load().sequence,
@@ -90,6 +94,7 @@ pub(super) async fn heartbeat(
         sync_token: SyncToken { node: node.id, expires }.seal(&parts.registry.sync_key()),
         want_holdings: heard.want_holdings,
         draining,
+        banned,
         delivery_permille: parts.steward.delivery_permille(node.id),
         hold: parts.steward.planner().order(node.id),
     }))

@@ -12,6 +12,8 @@ use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
+use crate::catalog::Snapshot;
+
 /// One volunteer as it stands in the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -44,19 +46,37 @@ pub struct Ban {
     pub evidence: Evidence,
 }
 
-impl fmt::Display for Ban {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Ban {
+    /// In words, with the path that the bytes were of, as long as `catalog` has that version of it.
+    pub fn words(&self, catalog: &Snapshot) -> String {
+        let entry = match &self.evidence.of {
+            Subject::File(file) => catalog.by_id(*file),
+            Subject::Object(content) => catalog.by_content(content),
+        };
+        self.about(entry.map(|entry| entry.path.as_str().chars().take(PATH_CHARS_SHOWN).collect()))
+    }
+
+    /// `path` is what people know the bytes by.
+    fn about(&self, path: Option<String>) -> String {
         let since = i64::try_from(self.since).ok().and_then(|since| jiff::Timestamp::from_second(since).ok());
         let Evidence { of, offset, length, expected, received } = &self.evidence;
-        let of = match of {
-            Subject::File(file) => format!("file {file}"),
-            Subject::Object(content) => format!("blob {content}"),
+        let of = match (of, path) {
+            (Subject::File(_), Some(path)) => path,
+            (Subject::File(file), None) => format!("file {file}"),
+            (Subject::Object(content), Some(path)) => format!("blob {content} ({path})"),
+            (Subject::Object(content), None) => format!("blob {content}"),
         };
-        write!(
-            f,
-            "banned{}: {length} bytes from {offset} of {of} were sent as {received}, expected {expected} (BLAKE3)",
-            since.map_or_else(String::new, |since| format!(" since {since}"))
+        let since = since.map_or_else(String::new, |since| format!(" since {since}"));
+        format!(
+            "banned{since}: {length} bytes from {offset} of {of} were sent as {received}, expected {expected} (BLAKE3)"
         )
+    }
+}
+
+/// Without a path.
+impl fmt::Display for Ban {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.about(None))
     }
 }
 
@@ -236,6 +256,9 @@ impl Nodes {
         Some(node)
     }
 }
+
+/// Characters of a path in a ban at most.
+const PATH_CHARS_SHOWN: usize = 200;
 
 #[cfg(test)]
 mod tests {

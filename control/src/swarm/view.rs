@@ -30,8 +30,10 @@ impl Swarm {
         let shown = self.shelf.load();
         let bundles = shown.bundles.iter().map(|kept| self.bundle_view(kept, figures.get(&kept.id)));
         let nodes = self.registry.nodes();
+        let released = self.release.load();
         let banned = nodes.iter().filter_map(|node| {
-            let why = node.ban.as_ref()?.to_string();
+            let ban = node.ban.as_ref()?;
+            let why = released.state.as_ref().map_or_else(|| ban.to_string(), |state| ban.words(state));
             Some(BannedView { node: node.id, name: node.name.as_str().to_owned(), why })
         });
         SwarmView {

@@ -163,8 +163,9 @@ async fn a_verified_volunteer_is_banned_for_wrong_bytes_only() {
     let conduct = Arc::new(Mirror { lies: AtomicBool::new(false), full: AtomicBool::new(false) });
     let router = Router::new().fallback(mirror).with_state(Arc::clone(&conduct));
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    stage.ready("south", &url).await;
+    let mut south = stage.ready("south", &url).await;
     let operator = stage.operator();
+    assert_eq!(south.beat().await.banned, None);
     let verify = |ranges| Verify { path: Some(BIG.into()), ranges };
 
     let right: VerifyView = operator.ok(Method::POST, "admin/nodes/south/verify", &verify(3)).await;
@@ -179,6 +180,15 @@ async fn a_verified_volunteer_is_banned_for_wrong_bytes_only() {
     assert_eq!((wrong.checks.len(), wrong.checks[0].outcome, wrong.banned), (1, CheckOutcome::Wrong, true));
     let view: NodeView = operator.ok(Method::GET, "admin/nodes/south", &()).await;
     assert_eq!(view.state, NodeState::Banned);
+    // It is named by what people know, and told to the volunteer as well.
+    let reason = view.reason.unwrap();
+    assert!(
+        reason.starts_with("banned since ") && reason.contains(&format!(" of {BIG} were sent")),
+        "{reason}"
+    );
+    assert_eq!(south.beat().await.banned, Some(reason));
+    let view: NodeView = operator.ok(Method::POST, "admin/nodes/south/pardon", &()).await;
+    assert!(view.state != NodeState::Banned && south.beat().await.banned.is_none());
 
     for (body, status) in [
         (Verify { path: None, ranges: 0 }, StatusCode::BAD_REQUEST),

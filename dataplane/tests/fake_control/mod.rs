@@ -87,6 +87,7 @@ impl FakeControl {
                 sync_token: SYNC_TOKEN.into(),
                 want_holdings: false,
                 draining: false,
+                banned: None,
                 delivery_permille: None,
                 hold: None,
             },
