@@ -82,6 +82,30 @@ pub enum ArbiterRule {
     Off,
 }
 
+impl SelectionRule {
+    /// Every one.
+    pub const ALL: [Self; 6] = [
+        Self::ExpectedFinishTime,
+        Self::TwoChoices,
+        Self::LeastReportedLoad,
+        Self::StaticWeights,
+        Self::RoundRobin,
+        Self::Random,
+    ];
+}
+
+impl ArbiterRule {
+    /// Every one.
+    pub const ALL: [Self; 6] = [
+        Self::ShortestRemaining,
+        Self::EqualLateness,
+        Self::DeliveryFirst,
+        Self::SyncFirst,
+        Self::FixedSplit,
+        Self::Off,
+    ];
+}
+
 impl Default for Balance {
     fn default() -> Self {
         Self {
@@ -140,7 +164,7 @@ impl Balance {
         };
         knobs.insert(knob.to_owned(), given);
         let balance: Self =
-            serde_json::from_value(Value::Object(knobs)).map_err(|error| invalid(error.to_string()))?;
+            serde_json::from_value(Value::Object(knobs)).map_err(|_| invalid(kind(knob, default, value)))?;
         balance.check().map_err(|(_, expected)| invalid(expected))?;
         Ok(balance)
     }
@@ -190,6 +214,33 @@ impl Balance {
             (knob, text)
         });
         shown.collect()
+    }
+}
+
+/// What a knob takes, in words, when `value` is of another kind.
+fn kind(knob: &str, default: &Value, value: &str) -> String {
+    match knob {
+        "selection" => names(&SelectionRule::ALL),
+        "arbiter" => names(&ArbiterRule::ALL),
+        "origin_rate" => format!("{}, or `none`", rate_words(value)),
+        "customer_rate" | "hot_rate" => rate_words(value).to_owned(),
+        _ if default.is_boolean() => "`on` or `off`".to_owned(),
+        _ if default.is_u64() => "a whole number".to_owned(),
+        _ => "a number".to_owned(),
+    }
+}
+
+fn rate_words(value: &str) -> &'static str {
+    value.parse::<BytesPerSec>().map_or_else(|error| error.expected, |_| "a rate")
+}
+
+fn names<T: Serialize>(all: &[T]) -> String {
+    let name =
+        |one: &T| serde_json::to_value(one).ok().and_then(|name| Some(format!("`{}`", name.as_str()?)));
+    let names: Vec<String> = all.iter().filter_map(name).collect();
+    match names.split_last() {
+        Some((last, first)) => format!("{} or {last}", first.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -332,11 +383,36 @@ mod tests {
         let refused = |knob: &str, value: &str| Balance::default().with(knob, value).unwrap_err().to_string();
         assert!(refused("custmer_wait_secs", "3").contains("customer_wait_secs"));
         assert!(refused("customer_wait_secs", "0").contains("1 to 3600"));
-        assert!(refused("customer_wait_secs", "none").contains("found \"none\""));
-        assert!(refused("customer_rate", "fast").contains("fast"));
-        assert!(refused("arbiter", "fair").contains("equal-lateness"));
+        assert_eq!(
+            refused("customer_wait_secs", "none"),
+            "`customer_wait_secs`: expected a whole number, found \"none\""
+        );
+        assert_eq!(
+            refused("customer_rate", "fast"),
+            "`customer_rate`: expected a rate such as `200 Mbit/s`, `1 Gbit/s` or `10 MB/s`, found \"fast\""
+        );
+        assert!(refused("origin_rate", "fast").contains("`10 MB/s`, or `none`, found"));
+        assert_eq!(
+            refused("arbiter", "fair"),
+            "`arbiter`: expected `shortest-remaining`, `equal-lateness`, `delivery-first`, `sync-first`, `fixed-split` \
+             or `off`, found \"fair\""
+        );
         assert!(refused("placement_headroom", "0.5").contains("1 to 100"));
-        assert!(refused("placement", "3").contains("boolean"));
+        assert_eq!(refused("placement", "3"), "`placement`: expected `on` or `off`, found \"3\"");
+    }
+
+    #[test]
+    fn every_rule_that_can_be_chosen_is_named() {
+        fn chosen<T: for<'de> Deserialize<'de>>() -> String {
+            serde_json::from_str::<T>("\"?\"").err().unwrap().to_string()
+        }
+        for (refusal, named) in [
+            (chosen::<SelectionRule>(), names(&SelectionRule::ALL)),
+            (chosen::<ArbiterRule>(), names(&ArbiterRule::ALL)),
+        ] {
+            let all: Vec<&str> = refusal.split('`').skip(3).step_by(2).collect();
+            assert!(all.len() == 6 && all.iter().all(|one| named.contains(&format!("`{one}`"))), "{refusal}");
+        }
     }
 
     #[test]

@@ -53,6 +53,10 @@ impl FromStr for BytesPerSec {
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let (number, unit) = split(text);
+        if number == "0" && unit.is_empty() {
+            // Nothing is nothing in any unit.
+            return Ok(Self(0));
+        }
         let expected = "a rate such as `200 Mbit/s`, `1 Gbit/s` or `10 MB/s`";
         let rate = unit.strip_suffix("/s").unwrap_or("");
         if let Some(&(_, factor)) = BIT_RATES.iter().find(|(name, _)| *name == rate) {
@@ -173,6 +177,7 @@ mod tests {
         assert_eq!("64 KiB".parse(), Ok(Bytes(65_536)));
         assert_eq!("1.5GB".parse(), Ok(Bytes(1_500_000_000)));
         assert_eq!("0".parse(), Ok(Bytes(0)));
+        assert_eq!("0".parse(), Ok(BytesPerSec(0)));
         assert_eq!("200 Mbit/s".parse(), Ok(BytesPerSec(25_000_000)));
         assert_eq!("10 MB/s".parse(), Ok(BytesPerSec(10_000_000)));
         assert_eq!(BytesPerSec(25_000_000).to_string(), "200 Mbit/s");

@@ -406,7 +406,7 @@ mod tests {
     fn the_owners_word_reaches_the_policy() {
         let text = "[month]\nvolume = '2 TB'\nstart_day = 5\n[owner_first]\nlink = '1 Gbit/s'\n\
              [minimum]\nsync = 20\n[[hours]]\ndays = 'mon-fri'\nfrom = '08:00'\nuntil = '18:00'\n\
-             rate = '8 Mbit/s'\nsync_rate = 0\n";
+             rate = '8 Mbit/s'\nsync_rate = '0'\n";
         let config: BudgetConfig = toml::from_str(text).unwrap();
         config.check(Some(BytesPerSec(25_000_000))).unwrap();
         let terms = config.terms(Some(BytesPerSec(25_000_000)));
