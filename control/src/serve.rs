@@ -87,6 +87,22 @@ impl Control {
         Self::start_with(settings, Inherited::default(), Reloader::fixed()).await
     }
 
+    /// Looks, without starting, whether what the settings name is there and can be read by whoever runs this.
+    ///
+    /// # Errors
+    /// What is not, and what to do.
+    pub fn look(settings: &Settings) -> anyhow::Result<()> {
+        std::fs::read_dir(&settings.repo).and_then(|mut names| names.next().transpose()).with_context(|| {
+            format!(
+                "`repo`: {} cannot be read by this user; make the directory, or let the user that control runs as read it",
+                settings.repo.display()
+            )
+        })?;
+        NetworkMap::open(settings.prefer.clone(), &settings.geo_databases)
+            .context("`geo_databases`: put the file there, or take it out of the configuration")?;
+        Ok(())
+    }
+
     /// The same, on sockets that were handed over where there are any, and with a way to read the settings again.
     ///
     /// # Errors

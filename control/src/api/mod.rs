@@ -222,6 +222,9 @@ impl Api {
         if self.parts.catalog.first_scan_done() {
             return Ok(());
         }
+        if let Some(why) = self.parts.catalog.standstill() {
+            return Err(why);
+        }
         Err(format!(
             "the repository is being read; {} files are still to hash",
             self.parts.catalog.view().pending

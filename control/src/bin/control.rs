@@ -53,7 +53,8 @@ struct Serve {
     /// TOML file with the settings below, `_` for `-`; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the settings, say what is wrong with them, and end
+    /// Check the settings and whether the repository and databases can be read, say what is wrong, and end; run it as the
+    /// user that control runs as
     #[arg(long)]
     check_config: bool,
     #[command(flatten)]
@@ -81,6 +82,10 @@ fn main() -> ExitCode {
         }
     };
     if serve.check_config {
+        if let Err(error) = Control::look(&settings) {
+            eprintln!("control: {error:#}");
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
         println!("the settings are good");
         return ExitCode::SUCCESS;
     }

@@ -458,6 +458,7 @@ impl Keeper {
 
     fn report(&mut self) {
         if let Some(lines) = self.left_out.news() {
+            *self.shared.lock_standstill() = self.left_out.standstill().map(str::to_owned);
             *self.shared.lock_left_out() = lines;
         }
     }

@@ -90,6 +90,12 @@ impl LeftOut {
         self.notes.contains_key(about)
     }
 
+    /// What lets nothing new be catalogued, if something does.
+    pub(super) fn standstill(&self) -> Option<&str> {
+        let whole = [Note::Root, Note::Mount(String::new()), Note::Database, Note::Numbers];
+        whole.iter().find_map(|about| self.notes.get(about)).map(String::as_str)
+    }
+
     /// The directories whose mounts are missing.
     pub(super) fn missing_mounts(&self) -> Vec<String> {
         self.notes

@@ -108,6 +108,7 @@ impl Catalog {
             history: Mutex::new(std::mem::take(&mut loaded.history)),
             scanned: watch::Sender::new(false),
             left_out: Mutex::default(),
+            standstill: Mutex::default(),
             pending: AtomicU64::new(0),
             walks_asked: AtomicU64::new(0),
             walks_done: watch::Sender::new(0),
@@ -158,6 +159,11 @@ impl Catalog {
     /// Whether the tree has been walked and everything in it published since the start.
     pub fn first_scan_done(&self) -> bool {
         *self.shared.scanned.borrow()
+    }
+
+    /// What stands in the way of everything new, in words: the repository or the database can't be used.
+    pub fn standstill(&self) -> Option<String> {
+        self.shared.lock_standstill().clone()
     }
 
     /// Turns true when the first scan is done.
@@ -232,6 +238,7 @@ struct Shared {
     sequence: watch::Sender<u64>,
     scanned: watch::Sender<bool>,
     left_out: Mutex<Vec<String>>,
+    standstill: Mutex<Option<String>>,
     pending: AtomicU64,
     /// How many walks were asked for; the last of them stands for all before it.
     walks_asked: AtomicU64,
@@ -247,6 +254,10 @@ impl Shared {
 
     fn lock_left_out(&self) -> MutexGuard<'_, Vec<String>> {
         self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_standstill(&self) -> MutexGuard<'_, Option<String>> {
+        self.standstill.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

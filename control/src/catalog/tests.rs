@@ -515,7 +515,7 @@ fn a_root_that_disappears_deletes_nothing() {
     fs::rename(place.repo(), &away).unwrap();
     let catalog = Catalog::open(place.options()).unwrap();
     until("the refusal", || tells(&catalog, "cannot be read"));
-    assert!(has(&catalog, "pool/a", "a") && !catalog.first_scan_done());
+    assert!(has(&catalog, "pool/a", "a") && !catalog.first_scan_done() && catalog.standstill().is_some());
 }
 
 #[test]

@@ -65,7 +65,11 @@ fn look(root: &Path) -> Result<()> {
     for program in ["control", "ctl", "dataplane"] {
         chroot(root, &[program, "--version"])?;
     }
+    // The packaged configuration names a repository, which is the operator's to make.
+    let repo = root.join("srv/repo");
+    std::fs::create_dir_all(&repo)?;
     chroot(root, &["control", "serve", "--check-config", "--config", "/etc/freshet/control.toml"])?;
+    std::fs::remove_dir(&repo)?;
     let volunteer = ["--config", "/etc/freshet/dataplane.toml", "--state", "/var/lib/freshet/volunteer"];
     chroot(root, &[&["dataplane", "run", "--check-config"], volunteer.as_slice()].concat())?;
     for unit in ["freshet-control.service", "freshet-volunteer.service"] {
