@@ -73,7 +73,9 @@ pub(super) async fn only_operators(
     };
     entry.status = response.status().as_u16();
     if response.status().is_success() {
-        api.parts.events.note(EventKind::Operator, node_in(&entry.request), told(&entry));
+        let outcome = response.extensions().get::<Told>();
+        let text = told(&entry, outcome.map(|Told(outcome)| outcome.as_str()));
+        api.parts.events.note(EventKind::Operator, node_in(&entry.request), text);
     }
     let noted = Arc::clone(&api);
     match tokio::task::spawn_blocking(move || noted.parts.audit.note(&entry)).await {
@@ -93,17 +95,32 @@ fn node_in(request: &str) -> Option<&str> {
     request.split_once("/v1/admin/nodes/")?.1.split('/').next()
 }
 
-/// A command in words.
-fn told(entry: &AuditEntry) -> String {
+/// What came of a command, for its event; put into the response by who did it.
+#[derive(Clone, Debug)]
+pub(super) struct Told(String);
+
+/// A command in words, with what came of it where that is known.
+fn told(entry: &AuditEntry, outcome: Option<&str>) -> String {
     let who = &entry.who;
     let (method, path) = entry.request.split_once(' ').unwrap_or_default();
     let path = path.strip_prefix("/v1/admin/").unwrap_or(path);
     let segments: Vec<&str> = path.split('/').collect();
+    let field = |key: &str| {
+        let value = entry.body.as_ref().map(|body| &body[key]);
+        value
+            .map_or_else(String::new, |value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let outcome = outcome.map_or_else(String::new, |outcome| format!(": {outcome}"));
     let name = || entry.body.as_ref().and_then(|body| body["name"].as_str()).unwrap_or("somebody");
     match (method, segments.as_slice()) {
         ("POST", ["nodes"]) => format!("{who} invited {}", name()),
         ("DELETE", ["nodes", _]) => format!("{who} removed it"),
-        ("POST", ["nodes", _, verb]) => format!("{who}: {verb}"),
+        ("POST", ["nodes", _, verb]) => format!("{who}: {verb}{outcome}"),
+        ("POST", ["balance"]) => format!("{who} set {} to {}", field("knob"), field("value")),
+        ("POST", ["balance", "revert"]) => {
+            format!("{who} undid the last changes of knobs: {}", field("changes"))
+        }
+        ("POST", ["placement", verb]) => format!("{who}: {verb} {}", field("pattern")),
         ("POST", ["keys"]) => format!("{who} made a key for {}", name()),
         ("DELETE", ["keys", name]) => format!("{who} made the key of {name} worthless"),
         _ => format!("{who}: {path}"),
@@ -241,7 +258,7 @@ pub(super) async fn verify(
     State(api): State<Arc<Api>>,
     node: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<VerifyView>, Problem> {
+) -> Result<(Extension<Told>, Json<VerifyView>), Problem> {
     let node = known(&api, node)?;
     let Verify { path, ranges } = parse(body)?;
     if !(1..=VERIFY_RANGES_MAX).contains(&ranges) {
@@ -292,7 +309,21 @@ pub(super) async fn verify(
             break;
         }
     }
-    Ok(Json(view))
+    Ok((Extension(Told(verified(&view))), Json(view)))
+}
+
+/// What checks gave, in a line.
+fn verified(view: &VerifyView) -> String {
+    let all = view.checks.len();
+    if let Some(check) = view.checks.iter().find(|check| check.outcome == CheckOutcome::Wrong) {
+        return format!("wrong bytes of {}", check.path);
+    }
+    let right = view.checks.iter().filter(|check| check.outcome == CheckOutcome::Right).count();
+    match all {
+        0 => "nothing that it holds could be checked".to_owned(),
+        all if all == right => format!("{right} of {all} ranges were right"),
+        all => format!("{right} of {all} ranges were right, the others did not come"),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -402,8 +433,8 @@ mod tests {
 
     #[test]
     fn commands_are_told_in_words() {
-        let told = |request: &str, body| {
-            told(&AuditEntry {
+        let with = |request: &str, body, outcome| {
+            let entry = AuditEntry {
                 at: 1,
                 who: "ann".into(),
                 role: Role::Admin,
@@ -411,8 +442,19 @@ mod tests {
                 request: request.into(),
                 body,
                 status: 200,
-            })
+            };
+            told(&entry, outcome)
         };
+        let told = |request: &str, body| with(request, body, None);
+        let verify = "POST /v1/admin/nodes/edge/verify";
+        assert_eq!(
+            with(verify, None, Some("3 of 3 ranges were right")),
+            "ann: verify: 3 of 3 ranges were right"
+        );
+        let knob = Some(serde_json::json!({"knob": "hot_rate", "value": "8 Mbit/s"}));
+        assert_eq!(told("POST /v1/admin/balance", knob), "ann set hot_rate to 8 Mbit/s");
+        let back = Some(serde_json::json!({"changes": 2}));
+        assert_eq!(told("POST /v1/admin/balance/revert", back), "ann undid the last changes of knobs: 2");
         let body = Some(serde_json::json!({"name": "edge"}));
         assert_eq!(told("POST /v1/admin/nodes", body.clone()), "ann invited edge");
         assert_eq!(told("POST /v1/admin/keys", body), "ann made a key for edge");

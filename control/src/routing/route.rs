@@ -216,7 +216,7 @@ fn standing(node: &Node, session: Option<&Session>) -> (Standing, NodeState, Opt
         return (Standing::Untrusted, NodeState::Banned, Some(ban.to_string()));
     }
     let Some(session) = session else {
-        return (Standing::Dead, NodeState::Lost, Some("no heartbeat since control's start".into()));
+        return (Standing::Dead, NodeState::Lost, Some(SILENT.into()));
     };
     let heartbeat: &Heartbeat = &session.heartbeat;
     match session.life {
@@ -240,6 +240,9 @@ fn standing(node: &Node, session: Option<&Session>) -> (Standing, NodeState, Opt
     }
 }
 
+/// Of one that was never heard of; whether it ran before control's start is not known.
+const SILENT: &str = "no heartbeat since control's start: not started yet where it joined, stopped, or control is out of \
+                      its reach";
 /// Bytes of a `delivery_url` at most.
 pub const DELIVERY_URL_BYTES_MAX: usize = 300;
 
