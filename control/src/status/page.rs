@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use freshet_api::Bytes;
 use freshet_api::admin::{BundleView, NodeState, NodeView, WhereView};
+use freshet_api::heartbeat::SyncProgress;
 use freshet_api::operator::{Event, EventKind};
 use maud::{DOCTYPE, Markup, html};
 
@@ -121,7 +122,7 @@ pub(super) fn volunteer(api: &Api, name: &str) -> Option<Markup> {
             section {
                 h2 { (node.name) }
                 dl {
-                    dt { "State" } dd { (state(&node)) @if let Some(reason) = &node.reason { " " (reason) } }
+                    dt { "State" } dd { (state(&node)) @if let Some(reason) = why(&node) { ": " (reason) } }
                     @if !node.profile.sponsor.is_empty() { dt { "Given by" } dd { (node.profile.sponsor) } }
                     @if let Some(url) = &node.delivery_url { dt { "Serves at" } dd { (url) } }
                     @if let Some(version) = &node.version { dt { "Version" } dd { (version) } }
@@ -227,6 +228,12 @@ pub(super) fn first(view: &View) -> usize {
 pub(super) fn mirror(node: &NodeView) -> String {
     match &node.sync {
         None => "–".to_owned(),
+        Some(SyncProgress { trouble: Some(trouble), .. }) => {
+            match trouble.char_indices().nth(TROUBLE_CHARS) {
+                Some((end, _)) => format!("trouble: {}…", trouble[..end].trim_end()),
+                None => format!("trouble: {trouble}"),
+            }
+        }
         Some(sync) if sync.files_missing == 0 && sync.complete == sync.target => "current".to_owned(),
         Some(sync) => format!("{} to fetch", Bytes(sync.bytes_missing)),
     }
@@ -312,6 +319,12 @@ fn state(node: &NodeView) -> Markup {
     html! {
         span class=(format!("state {}", node.state.name())) title=(title) data-live=(format!("{}-state", node.node)) { (node.state.name()) }
     }
+}
+
+/// Why it gets no customers, without the word that its state says already.
+fn why(node: &NodeView) -> Option<&str> {
+    let reason = node.reason.as_deref()?;
+    Some(reason.strip_prefix(node.state.name()).map_or(reason, str::trim_start))
 }
 
 fn month(node: &NodeView) -> Markup {
@@ -413,4 +426,37 @@ fn lately(seconds: u64) -> String {
 /// Volunteers on a page.
 pub(super) const ROWS: usize = 100;
 const EVENTS: usize = 8;
+/// Of what stops a mirror, in the list.
+const TROUBLE_CHARS: usize = 60;
 const BUNDLES: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(state: NodeState, reason: &str) -> NodeView {
+        let node = serde_json::json!({
+            "node": 3, "name": "edge", "state": state, "reason": reason, "outstanding_bytes": 0, "files_held": 0,
+            "interfaces": [], "ledger": freshet_api::admin::LedgerView::default(), "sync": SyncProgress::default(),
+        });
+        serde_json::from_value(node).unwrap()
+    }
+
+    #[test]
+    fn a_mirror_in_trouble_is_not_current() {
+        let mut node = node(NodeState::Active, "");
+        assert_eq!(mirror(&node), "current");
+        let mut trouble = |text: String| {
+            node.sync.as_mut().unwrap().trouble = Some(text);
+            mirror(&node)
+        };
+        assert_eq!(trouble("the disk is full".into()), "trouble: the disk is full");
+        assert_eq!(trouble("ä".repeat(100)), format!("trouble: {}…", "ä".repeat(TROUBLE_CHARS)));
+    }
+
+    #[test]
+    fn a_state_and_its_reason_are_told_apart() {
+        assert_eq!(why(&node(NodeState::Closed, "hours: nothing now")), Some("hours: nothing now"));
+        assert_eq!(why(&node(NodeState::Banned, "banned since today: x")), Some("since today: x"));
+    }
+}
