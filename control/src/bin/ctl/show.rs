@@ -11,16 +11,31 @@ use freshet_api::units::Bytes;
 
 pub(crate) type Outcome = std::io::Result<()>;
 
-/// What to do with a join string.
+/// What to do with a join string: the line for the Debian package, whole, and what is different without it.
 pub(crate) fn node_added(out: &mut impl Write, added: &NodeAdded) -> Outcome {
-    writeln!(out, "volunteer {} is number {}. On its host, within {}:", added.name, added.node, {
-        age(Duration::from_secs(added.expires_in_secs))
-    })?;
-    writeln!(out, "\n  dataplane join {}\n", added.join)
+    let within = age(Duration::from_secs(added.expires_in_secs));
+    writeln!(
+        out,
+        "volunteer {} is number {}. On its host, within {within}, with the package freshet-volunteer:
+
+  runuser -u freshet -- dataplane join '{}' \\
+      --state /var/lib/freshet/volunteer --config /etc/freshet/dataplane.toml
+
+Without the package leave `runuser` and `--config` away and name the places: `--state DIR --tree DIR
+--listen ADDR:PORT --public-url URL` (`dataplane join --help`).",
+        added.name, added.node, added.join
+    )
 }
 
-/// One line a volunteer.
+/// One line a volunteer; on a terminal the last column is cut to what room there is.
 pub(crate) fn nodes(out: &mut impl Write, nodes: &[NodeView]) -> Outcome {
+    use std::io::IsTerminal as _;
+    let size = std::io::stdout().is_terminal().then(ratatui::crossterm::terminal::size);
+    let columns = size.and_then(Result::ok).map(|(columns, _)| usize::from(columns));
+    nodes_within(out, nodes, columns)
+}
+
+fn nodes_within(out: &mut impl Write, nodes: &[NodeView], columns: Option<usize>) -> Outcome {
     if nodes.is_empty() {
         return writeln!(out, "no volunteers yet; `ctl node add NAME` invites one");
     }
@@ -51,7 +66,32 @@ pub(crate) fn nodes(out: &mut impl Write, nodes: &[NodeView]) -> Outcome {
             heard(node.heartbeat_age_ms),
         ]);
     }
-    writeln!(out, "{}", table.trim_fmt())
+    let whys: Vec<String> = nodes.iter().map(why).collect();
+    if whys.iter().all(String::is_empty) {
+        return writeln!(out, "{}", table.trim_fmt());
+    }
+    let lines: Vec<String> = table.lines().collect();
+    let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
+    let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(width + 1).max(WHY_LEAST));
+    for (line, why) in lines.iter().zip(std::iter::once("why").chain(whys.iter().map(String::as_str))) {
+        writeln!(out, "{}", format!("{line:<width$} {}", cut(why, room)).trim_end())?;
+    }
+    Ok(())
+}
+
+/// Why a volunteer gets no customers, or its mirror no further; nothing where all is well.
+fn why(node: &NodeView) -> String {
+    let trouble = node.sync.as_ref().and_then(|sync| sync.trouble.clone());
+    node.reason.clone().or(trouble).unwrap_or_default()
+}
+
+/// At most so many characters, the last of them a sign that there are more.
+pub(crate) fn cut(text: &str, room: usize) -> String {
+    if text.chars().nth(room).is_none() {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(room.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
 }
 
 /// All that is known of one volunteer.
@@ -412,6 +452,8 @@ pub(crate) fn moment(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |moment| moment.to_string())
 }
 
+/// Columns of a reason that are shown however narrow the terminal is.
+const WHY_LEAST: usize = 24;
 /// Names of accusers in a line at most.
 const ACCUSERS_SHOWN: usize = 8;
 /// As many as tell bundles apart.
@@ -485,5 +527,39 @@ mod tests {
         }
         assert!(text(|out| nodes(out, &[sample()])).contains("edge"));
         assert!(text(|out| nodes(out, &[])).contains("ctl node add"));
+    }
+
+    #[test]
+    fn the_list_says_why_and_keeps_to_the_terminal() {
+        let mut all = [sample(), NodeView { state: NodeState::Active, reason: None, ..sample() }];
+        all[0].reason = Some("banned since 1970: ".repeat(20));
+        let whole = text(|out| nodes_within(out, &all, None));
+        assert!(whole.lines().next().unwrap().ends_with(" why"), "{whole}");
+        assert!(whole.contains(all[0].reason.as_deref().unwrap().trim_end()), "{whole}");
+        let narrow = text(|out| nodes_within(out, &all, Some(140)));
+        let longest = narrow.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(140) && narrow.lines().nth(1).unwrap().ends_with('…'), "{narrow}");
+        let well = text(|out| nodes_within(out, &all[1..], Some(140)));
+        assert!(!well.contains("why") && well.lines().count() == 2, "{well}");
+    }
+
+    #[test]
+    fn the_line_for_joining_is_whole() {
+        let added = NodeAdded {
+            node: freshet_api::NodeId(3),
+            name: "edge".into(),
+            join: "freshet1:a:1/b/c".into(),
+            expires_in_secs: 86_400,
+        };
+        let shown = text(|out| node_added(out, &added)).replace("\\\n     ", "");
+        let line = "runuser -u freshet -- dataplane join 'freshet1:a:1/b/c'  --state /var/lib/freshet/volunteer \
+                    --config /etc/freshet/dataplane.toml\n";
+        assert!(shown.contains(line), "{shown}");
+        // The handbook and the README show the same.
+        let shown = text(|out| node_added(out, &added)).replace("a:1/b/c", "origin.example.org:8443/…");
+        let shown: Vec<&str> = shown.lines().skip(1).collect();
+        let readme = include_str!("../../../../README.md");
+        assert!(readme.contains(&shown.join("\n")), "{shown:?}");
+        assert!(include_str!("../../../handbook/README.md").contains(&shown[..3].join("\n")), "{shown:?}");
     }
 }

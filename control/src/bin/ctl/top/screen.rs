@@ -22,6 +22,12 @@ pub(crate) enum Sort {
     Delivery,
     /// What they copy just now.
     Sync,
+    /// What they send to other mirrors just now.
+    Give,
+    /// What their owners send just now.
+    Owner,
+    /// Customers' part of what goes out for Freshet.
+    Share,
     /// What is promised to customers and not delivered yet.
     Backlog,
     /// What is left of their month, the least first.
@@ -35,8 +41,19 @@ pub(crate) enum Sort {
 }
 
 impl Sort {
-    const ALL: [Self; 7] =
-        [Self::Delivery, Self::Sync, Self::Backlog, Self::Left, Self::Mirror, Self::State, Self::Name];
+    /// As their columns stand, and from the last to the first two.
+    const ALL: [Self; 10] = [
+        Self::Delivery,
+        Self::Sync,
+        Self::Give,
+        Self::Owner,
+        Self::Share,
+        Self::Backlog,
+        Self::Left,
+        Self::Mirror,
+        Self::Name,
+        Self::State,
+    ];
 
     fn place(self) -> usize {
         Self::ALL.iter().position(|sort| *sort == self).unwrap_or(0)
@@ -54,6 +71,9 @@ impl Sort {
         match self {
             Self::Delivery => "delivery",
             Self::Sync => "sync",
+            Self::Give => "give",
+            Self::Owner => "owner",
+            Self::Share => "share",
             Self::Backlog => "backlog",
             Self::Left => "left",
             Self::Mirror => "mirror",
@@ -69,11 +89,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, picture: &Picture, wish: &mut Wish) {
             .areas(frame.area());
     let nodes = chosen(&picture.nodes, wish);
     frame.render_widget(Paragraph::new(summary(picture)), head);
-    let rows = rows(&nodes, wish, body.width);
+    let mut columns = columns(body.width);
+    spread(&mut columns, body.width, &nodes);
+    let rows = rows(&nodes, wish, &columns);
     let room = usize::from(body.height.saturating_sub(1));
     wish.first = wish.first.min(rows.len().saturating_sub(room));
     let more = rows.len().saturating_sub(wish.first + room);
-    let columns = columns(body.width);
     let header = Row::new(columns.iter().map(|column| {
         let style = if column.sort == Some(wish.sort) {
             Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED)
@@ -82,14 +103,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, picture: &Picture, wish: &mut Wish) {
         };
         aligned(column.title.to_owned(), column).style(style)
     }));
-    let widths = columns.iter().map(|column| match column.title {
-        "VOLUNTEER" => Constraint::Min(column.width),
-        _ => Constraint::Length(column.width),
-    });
+    let widths = columns.iter().map(|column| Constraint::Length(column.width));
     let table =
         Table::new(rows.into_iter().skip(wish.first).take(room), widths).header(header).column_spacing(1);
     frame.render_widget(table, body);
-    frame.render_widget(Paragraph::new(footer(wish, picture, nodes.len(), more)), foot);
+    frame.render_widget(Paragraph::new(footer(wish, picture, nodes.len(), more, foot.width)), foot);
     if wish.help {
         help(frame);
     }
@@ -128,6 +146,9 @@ fn chosen<'a>(nodes: &'a [NodeView], wish: &Wish) -> Vec<&'a NodeView> {
     match wish.sort {
         Sort::Delivery => nodes.sort_by_key(|node| Reverse(sum(node).delivery.sent)),
         Sort::Sync => nodes.sort_by_key(|node| Reverse(sum(node).sync.received)),
+        Sort::Give => nodes.sort_by_key(|node| Reverse(sum(node).sync.sent)),
+        Sort::Owner => nodes.sort_by_key(|node| Reverse(sum(node).other.sent)),
+        Sort::Share => nodes.sort_by_key(|node| Reverse(share(&sum(node)))),
         Sort::Backlog => nodes.sort_by_key(|node| Reverse(node.outstanding_bytes)),
         Sort::Left => nodes.sort_by_key(|node| left(node).map_or(u64::MAX, |(left, _)| left)),
         Sort::Mirror => nodes.sort_by_key(|node| Reverse(lacks(node))),
@@ -182,8 +203,7 @@ fn current(picture: &Picture) -> usize {
     picture.nodes.iter().filter(|node| node.sync.is_some() && mirror(node) == "current").count()
 }
 
-fn rows(nodes: &[&NodeView], wish: &Wish, width: u16) -> Vec<Row<'static>> {
-    let columns = columns(width);
+fn rows(nodes: &[&NodeView], wish: &Wish, columns: &[Column]) -> Vec<Row<'static>> {
     let mut rows = Vec::with_capacity(nodes.len());
     for node in nodes {
         let style = colour(node.state);
@@ -228,9 +248,11 @@ fn columns(width: u16) -> Vec<Column> {
         column("STATE", 8, Some(Sort::State), |shown| whole(shown, shown.node.state.name().to_owned())),
         column("DELIVER", 7, Some(Sort::Delivery), |shown| short(shown.rates.delivery.sent)),
         column("SYNC", 5, Some(Sort::Sync), |shown| short(shown.rates.sync.received)),
-        column("GIVE", 5, None, |shown| short(shown.rates.sync.sent)),
-        column("OWNER", 5, None, |shown| short(shown.rates.other.sent)),
-        column("SHARE", 5, None, |shown| share(&shown.rates)),
+        column("GIVE", 5, Some(Sort::Give), |shown| short(shown.rates.sync.sent)),
+        column("OWNER", 5, Some(Sort::Owner), |shown| short(shown.rates.other.sent)),
+        column("SHARE", 5, Some(Sort::Share), |shown| {
+            share(&shown.rates).map_or_else(|| "-".to_owned(), |part| format!("{part}%"))
+        }),
         column("BACKLOG", 7, Some(Sort::Backlog), |shown| whole(shown, amount(shown.node.outstanding_bytes))),
         column("LEFT", 4, Some(Sort::Left), |shown| {
             whole(shown, left(shown.node).map_or_else(|| "-".to_owned(), |(_, part)| format!("{part}%")))
@@ -246,13 +268,12 @@ fn columns(width: u16) -> Vec<Column> {
         }),
         column("OWNER IN", 8, None, |shown| short(shown.rates.other.received)),
         column("HEARD", 7, None, |shown| {
-            let heard = shown.node.heartbeat_age_ms.map(|ms| format!("{:.1} s", ms as f64 / 1e3));
-            whole(shown, heard.unwrap_or_else(|| "never".to_owned()))
+            whole(shown, shown.node.heartbeat_age_ms.map_or_else(|| "never".to_owned(), silence))
         }),
         column("DELIVERED", 10, None, |shown| {
             whole(shown, Bytes(shown.node.ledger.delivered_bytes).to_string())
         }),
-        column("WHY", 40, None, |shown| {
+        column("WHY", WHY_LEAST, None, |shown| {
             let trouble = shown.node.sync.as_ref().and_then(|sync| sync.trouble.clone());
             whole(shown, shown.node.reason.clone().or(trouble).unwrap_or_default())
         }),
@@ -268,7 +289,24 @@ fn columns(width: u16) -> Vec<Column> {
     columns
 }
 
-fn footer(wish: &Wish, picture: &Picture, shown: usize, more: usize) -> Line<'static> {
+/// Gives the room that is left to names that need it, and what then is left to the reasons, or else to the names.
+fn spread(columns: &mut [Column], width: u16, nodes: &[&NodeView]) {
+    let used: u16 = columns.iter().map(|column| column.width + 1).sum();
+    let mut left = (width + 1).saturating_sub(used);
+    let longest = nodes.iter().map(|node| node.name.chars().count()).max().unwrap_or(0);
+    let longest = u16::try_from(longest).unwrap_or(u16::MAX);
+    let [volunteer, .., last] = columns else { return };
+    let wanted = longest.saturating_sub(volunteer.width).min(left);
+    volunteer.width += wanted;
+    left -= wanted;
+    if last.title == "WHY" {
+        last.width += left;
+    } else {
+        volunteer.width += left;
+    }
+}
+
+fn footer(wish: &Wish, picture: &Picture, shown: usize, more: usize, width: u16) -> Line<'static> {
     if wish.typing {
         return Line::from(format!("show only: {}_   Enter keeps it, Esc takes it away", wish.filter));
     }
@@ -280,13 +318,12 @@ fn footer(wish: &Wish, picture: &Picture, shown: usize, more: usize) -> Line<'st
         filter => format!("  {shown} with `{filter}`"),
     };
     let more = if more > 0 { format!("  {more} more below") } else { String::new() };
-    let keys = if filter.is_empty() && more.is_empty() {
-        "s sort  r reverse  / filter  i interfaces  ? help  q quit"
-    } else {
-        "? help  q quit"
-    };
     let order = if wish.reversed { ", reversed" } else { "" };
-    Line::from(format!("by {}{order}{filter}{more}  {keys}", wish.sort.name())).dim()
+    let told = format!("by {}{order}{filter}{more}  ", wish.sort.name());
+    let room = usize::from(width).saturating_sub(told.chars().count());
+    let keys = "s sort  r reverse  / filter  i interfaces  ? help  q quit";
+    let keys = if keys.len() <= room { keys } else { "? help  q quit" };
+    Line::from(told + keys).dim()
 }
 
 fn help(frame: &mut Frame<'_>) {
@@ -303,7 +340,7 @@ fn help(frame: &mut Frame<'_>) {
 fn aligned(text: String, column: &Column) -> Cell<'static> {
     let left = matches!(column.title, "VOLUNTEER" | "STATE" | "WHY");
     if left {
-        return Cell::from(text);
+        return Cell::from(crate::show::cut(&text, usize::from(column.width)));
     }
     Cell::from(format!("{text:>width$}", width = usize::from(column.width)))
 }
@@ -318,11 +355,11 @@ fn sum(node: &NodeView) -> ClassRates {
 }
 
 /// What customers get of what goes out for Freshet.
-fn share(rates: &ClassRates) -> String {
+fn share(rates: &ClassRates) -> Option<u64> {
     let [delivery, sync] = [rates.delivery, rates.sync].map(|FlowRates { sent, .. }| sent.0);
     match delivery.saturating_add(sync) {
-        0..1_000 => "-".to_owned(),
-        all => format!("{}%", u128::from(delivery) * 100 / u128::from(all)),
+        0..1_000 => None,
+        all => u64::try_from(u128::from(delivery) * 100 / u128::from(all)).ok(),
     }
 }
 
@@ -344,14 +381,29 @@ fn mirror(node: &NodeView) -> String {
     }
 }
 
+/// How long nothing was heard, in seven characters.
+fn silence(ms: u64) -> String {
+    match ms / 1_000 {
+        0..1_000 => format!("{:.1} s", (ms / 100) as f64 / 10.0),
+        seconds @ 1_000..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds if seconds < 8_640_000 => format!("{} days", seconds / 86_400),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// Bits per second in six characters: `812M`, `1.2G`.
 fn short(rate: BytesPerSec) -> String {
     scaled(rate.bits_per_sec() as f64, 1e3, "")
 }
 
-/// Bytes in six characters.
+/// Bytes in seven characters: `812MiB`, `1.2GiB`.
 fn amount(bytes: u64) -> String {
-    if bytes == 0 { "-".to_owned() } else { scaled(bytes as f64, 1024.0, "B") }
+    match bytes {
+        0 => "-".to_owned(),
+        1..1_024 => format!("{bytes}B"),
+        bytes => scaled(bytes as f64, 1024.0, "iB").replace('k', "K"),
+    }
 }
 
 fn scaled(value: f64, step: f64, unit: &str) -> String {
@@ -397,6 +449,7 @@ const TROUBLE_FIRST: [NodeState; 6] = [
     NodeState::Active,
     NodeState::Invited,
 ];
+const WHY_LEAST: u16 = 30;
 const HELP: &str = "\
 DELIVER  sent to customers         SYNC   received to keep the mirror
 GIVE     sent to other mirrors     OWNER  the owner's own, sent
@@ -432,7 +485,72 @@ mod tests {
             assert_eq!(short(BytesPerSec(rate)), text);
             assert!(short(BytesPerSec(rate)).len() <= 5);
         }
-        assert_eq!((amount(0).as_str(), amount(1 << 30).as_str()), ("-", "1.0GB"));
+        assert_eq!((amount(0).as_str(), amount(1 << 30).as_str()), ("-", "1.0GiB"));
+        for (bytes, text) in [(1, "1B"), (1_023, "1023B"), (1 << 10, "1.0KiB"), (1_023 << 20, "1023MiB")] {
+            assert_eq!(amount(bytes), text);
+        }
+        assert!(amount(u64::MAX).len() <= 7);
+        for (ms, text) in [
+            (0, "0.0 s"),
+            (999_999, "999.9 s"),
+            (1_000_000, "16 min"),
+            (7_200_000, "2 h"),
+            (172_800_000, "2 days"),
+            (8_640_000_000, "100 d"),
+        ] {
+            assert_eq!(silence(ms), text);
+        }
+    }
+
+    fn wish(sort: Sort) -> Wish {
+        Wish {
+            sort,
+            reversed: false,
+            filter: String::new(),
+            typing: false,
+            interfaces: false,
+            help: false,
+            first: 0,
+        }
+    }
+
+    fn picture(count: usize) -> Picture {
+        let mut node = crate::show::sample_node();
+        node.name = "edge-of-the-department-of-physics".into();
+        Picture { nodes: vec![node; count], ..Picture::default() }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_with_a_mark_or_gets_room() {
+        let narrow = as_text(&picture(1), &mut wish(Sort::Name), (80, 24));
+        assert!(narrow.contains("\nedge-of-the-depa… closed"), "{narrow}");
+        let wide = as_text(&picture(1), &mut wish(Sort::Name), (200, 24));
+        assert!(wide.contains("\nedge-of-the-department-of-physics closed"), "{wide}");
+    }
+
+    #[test]
+    fn a_screen_of_160_columns_says_why_and_which_keys_there_are() {
+        let wide = as_text(&picture(60), &mut wish(Sort::Name), (160, 24));
+        assert!(wide.contains(" WHY") && wide.contains("its disk is full"), "{wide}");
+        let foot = wide.lines().last().unwrap();
+        assert!(foot.contains("more below  s sort") && foot.ends_with("q quit"), "{foot}");
+        let narrow = as_text(&picture(60), &mut wish(Sort::Name), (80, 24));
+        let foot = narrow.lines().last().unwrap();
+        assert!(foot.contains("more below") && foot.ends_with("q quit"), "{foot}");
+    }
+
+    #[test]
+    fn every_column_of_a_narrow_screen_can_be_sorted_by() {
+        let sorts: Vec<Sort> = columns(80).iter().map(|column| column.sort.unwrap()).collect();
+        assert!(Sort::ALL.iter().all(|sort| sorts.contains(sort)) && sorts.len() == Sort::ALL.len());
+        let mut nodes = picture(2).nodes;
+        nodes[1].name = "giver".into();
+        nodes[1].rates[0].classes.sync.sent = BytesPerSec(10_000);
+        nodes[1].rates[0].classes.other.sent = BytesPerSec(10_000);
+        nodes[0].rates[0].classes.delivery.sent = BytesPerSec(5_000);
+        for (sort, first) in [(Sort::Give, "giver"), (Sort::Owner, "giver"), (Sort::Share, &*nodes[0].name)] {
+            assert_eq!(chosen(&nodes, &wish(sort))[0].name, first);
+        }
     }
 
     #[test]
@@ -446,13 +564,12 @@ mod tests {
     #[test]
     fn an_empty_screen_is_drawn_at_any_size() {
         let mut wish = Wish {
-            sort: Sort::Name,
             reversed: true,
             filter: "x".into(),
-            typing: false,
             interfaces: true,
             help: true,
             first: usize::MAX,
+            ..wish(Sort::Name)
         };
         for size in [(80, 24), (10, 10), (300, 60)] {
             as_text(&Picture::default(), &mut wish, size);
