@@ -2,7 +2,8 @@
 //! volunteer's rate is shared between delivery and sync, whose turn it is to copy, and at what rate room for customers
 //! appears.
 //!
-//! The laws are `freshet_policy::arbiter`'s; here is what they are told. Heartbeat replies carry what came of it.
+//! The laws are `freshet_policy::arbiter`'s; here is what they are told. Heartbeat replies carry what came of it, by what
+//! is owed to customers at that moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,10 +103,23 @@ impl Steward {
         }
     }
 
-    /// Delivery's share of `node`'s rate in thousandths, if anybody has a say.
+    /// Delivery's share of `node`'s rate in thousandths, if anybody has a say: by the law, and half while nothing is to be
+    /// shared, so that neither is at the mercy of how many connections the other has until the law is heard.
     pub fn delivery_permille(&self, node: NodeId) -> Option<u16> {
-        let share = self.shares.load().get(&node)?.delivery;
-        Some((f64::from(share) * 1e3).round().clamp(0.0, 1e3) as u16)
+        if self.rooms.desk.rules().balance.arbiter == ArbiterRule::Off {
+            return None;
+        }
+        let Some(share) = self.shares.load().get(&node).copied() else { return Some(HALF) };
+        let delivery = self.share_now(node, &share).unwrap_or(share.delivery);
+        Some((f64::from(delivery) * 1e3).round().clamp(0.0, 1e3) as u16)
+    }
+
+    /// What the law says by what is owed now; `None` while everybody's share is being worked out anyhow.
+    fn share_now(&self, node: NodeId, last: &Share) -> Option<f32> {
+        let mut laws = self.laws.try_lock().ok()?;
+        let law = laws.by_node.get_mut(&node)?;
+        let work = Work { delivery_backlog: self.rooms.reservations.outstanding(node), ..last.work };
+        Some(law.share(&work, &last.targets, self.rooms.clock.now()))
     }
 
     /// Who is told to hold what.
@@ -308,5 +322,7 @@ impl std::fmt::Debug for Steward {
 }
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Thousandths.
+const HALF: u16 = 500;
 /// Files that are asked for less do not make a release urgent, bytes per second.
 const URGENT_FROM: f64 = 100_000.0;
