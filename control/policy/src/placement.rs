@@ -84,7 +84,8 @@ pub struct PlacementTerms {
     pub stable_availability: f64,
     /// And stays this long.
     pub stable_session: Duration,
-    /// A hot file is dropped when its demand falls below this part of what made it hot.
+    /// A hot file is dropped when its demand falls below this part of what made it hot, and a copy of it when the demand
+    /// falls below this part of what the copies that were made can serve.
     pub cooled_part: f64,
     /// Below this demand a file is not hot.
     pub hot_demand: BytesPerSec,
@@ -217,6 +218,30 @@ fn place_hot(hosts: &[Host], rooms: &mut [Room], hot: &[HotFile], terms: &Placem
         for (file, booked) in order.iter().zip(&mut booked) {
             *booked += place_file(hosts, rooms, file, wanted(file) * part - *booked);
         }
+    }
+    for file in order {
+        keep_copies(hosts, rooms, file, wanted(file) / terms.cooled_part.clamp(0.01, 1.0));
+    }
+}
+
+/// Keeps copies that were made, up to so much uplink in all: demand comes and goes, and a copy that is dropped for the
+/// moment has to come over the same uplinks once more.
+fn keep_copies(hosts: &[Host], rooms: &mut [Room], file: &HotFile, most: f64) {
+    let uplink = |host: &Host| host.uplink.0 as f64 * host.availability.clamp(0.0, 1.0);
+    let mut kept = 0.0;
+    for (host, room) in hosts.iter().zip(rooms.iter()) {
+        if room.hot.contains(&file.file) || room.collections.contains(&file.collection) {
+            kept += uplink(host);
+        }
+    }
+    for (host, room) in hosts.iter().zip(rooms) {
+        let has = room.hot.contains(&file.file) || !host.hot.contains(&file.file);
+        if has || room.space < file.size.0 || kept + uplink(host) > most {
+            continue;
+        }
+        kept += uplink(host);
+        room.space -= file.size.0;
+        room.hot.insert(file.file);
     }
 }
 
@@ -362,6 +387,21 @@ mod tests {
         apply(&mut hosts, &last);
         assert!(hosts.iter().all(|host| host.hot.is_empty()));
         assert!(plan(&hosts, &[], &[], &terms).is_empty());
+    }
+
+    #[test]
+    fn a_demand_that_comes_and_goes_moves_no_copies() {
+        let mut hosts: Vec<_> = (1..=20).map(volatile).collect();
+        let terms = PlacementTerms::default();
+        let with = |hosts: &[Host], demand| plan(hosts, &[], &[hot(9, GB, demand)], &terms);
+        let first = with(&hosts, 20_000_000);
+        assert!(first.len() >= 5, "{first:?}");
+        apply(&mut hosts, &first);
+        for demand in [14_000_000, 20_000_000, 11_000_000, 19_000_000] {
+            assert_eq!(with(&hosts, demand), [], "{demand}");
+        }
+        assert!(with(&hosts, 2_000_000).iter().all(|(_, order)| matches!(order, Order::Drop(_))));
+        assert_ne!(with(&hosts, 2_000_000), []);
     }
 
     #[test]
