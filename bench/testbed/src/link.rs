@@ -149,7 +149,8 @@ impl Link {
     }
 
     /// Sends single packets as a wire does, where the kernel would otherwise pass up to 64 KiB in one piece with one
-    /// header: then the kernel's counters are those of a wire too. It costs processor time.
+    /// header: then the kernel's counters are those of a wire too. It costs processor time. The host's own queue then
+    /// holds a thousand packets at least, so that what was counted before it is not dropped there.
     #[must_use]
     pub fn single_packets(mut self) -> Link {
         self.segments = true;

@@ -143,20 +143,30 @@ pub(crate) fn add_link(wire: &Wire<'_>, link: &Link) -> Result<(), Error> {
         run("ip", &["-n", host, "link", "set", name, "gso_max_segs", "1"])?;
         run("ip", &["-n", hub, "link", "set", port, "gso_max_segs", "1"])?;
     }
-    shape(host, name, link.up, link, *netem)?;
-    shape(hub, port, link.down, link, *netem)
+    // A host's own queue holds its sockets back rather than drop, as an interface's of the usual length does: what is
+    // counted on its way there leaves.
+    let own_queue = if link.segments { OWN_QUEUE_BYTES } else { QUEUE_BYTES_MIN };
+    shape(host, name, link.up, own_queue, link, *netem)?;
+    shape(hub, port, link.down, QUEUE_BYTES_MIN, link, *netem)
 }
 
 /// Delays and loses what leaves `device`, where that is wanted and can be had, and limits it.
-fn shape(netns: &str, device: &str, rate: Option<Rate>, link: &Link, netem: bool) -> Result<(), Error> {
+fn shape(
+    netns: &str,
+    device: &str,
+    rate: Option<Rate>,
+    queue_min: u64,
+    link: &Link,
+    netem: bool,
+) -> Result<(), Error> {
     if !netem || !link.is_delayed() {
-        return limit(netns, device, &["root"], rate, link);
+        return limit(netns, device, &["root"], rate, queue_min, link);
     }
     // As tc-netem(8) has it: the limit hangs below.
     let (delay, loss) = (format!("{}us", link.delay.as_micros()), format!("{}%", link.loss_percent));
     let netem = ["root", "handle", "1:0", "netem", "delay", &delay, "loss", &loss, "limit", NETEM_PACKETS];
     run("tc", &[&["-n", netns, "qdisc", "add", "dev", device], &netem[..]].concat())?;
-    limit(netns, device, &["parent", "1:1", "handle", "10:"], rate, link)
+    limit(netns, device, &["parent", "1:1", "handle", "10:"], rate, queue_min, link)
 }
 
 /// Whether the kernel can delay and lose packets; `netns` is a namespace of ours, whose loopback is tried.
@@ -165,8 +175,16 @@ pub(crate) fn has_netem(netns: &str) -> Result<(), Error> {
     run("tc", &["-n", netns, "qdisc", "del", "dev", "lo", "root"])
 }
 
-/// Limits what leaves `device`; its queue drops what would wait longer than the link allows.
-fn limit(netns: &str, device: &str, place: &[&str], rate: Option<Rate>, link: &Link) -> Result<(), Error> {
+/// Limits what leaves `device`; its queue drops what would wait longer than the link allows, and no sooner than it has
+/// `queue_min` bytes.
+fn limit(
+    netns: &str,
+    device: &str,
+    place: &[&str],
+    rate: Option<Rate>,
+    queue_min: u64,
+    link: &Link,
+) -> Result<(), Error> {
     let Some(rate) = rate else { return Ok(()) };
     // A tick's worth of bytes at the slowest clock (100 Hz), and never less than one GSO packet.
     let burst = (rate.as_bytes_per_sec() / 100).max(BURST_BYTES_MIN);
@@ -174,7 +192,7 @@ fn limit(netns: &str, device: &str, place: &[&str], rate: Option<Rate>, link: &L
         Queue::Time(time) => rate.bytes_in(time),
         Queue::Bytes(bytes) => bytes,
     };
-    let queue = wanted.max(QUEUE_BYTES_MIN) + burst;
+    let queue = wanted.max(queue_min) + burst;
     let (rate, burst, queue) = (rate.tc(), burst.to_string(), queue.to_string());
     let tbf = ["tbf", "rate", &rate, "burst", &burst, "limit", &queue];
     run("tc", &[&["-n", netns, "qdisc", "add", "dev", device], place, &tbf[..]].concat())
@@ -204,4 +222,6 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Result<String, Error>
 /// Waiting in a delayed direction: enough for a second at 1 Gbit/s.
 const NETEM_PACKETS: &str = "100000";
 const BURST_BYTES_MIN: u64 = 64 * 1024;
+/// A thousand full frames.
+const OWN_QUEUE_BYTES: u64 = 1_000 * 1_514;
 const QUEUE_BYTES_MIN: u64 = 32 * 1024;
