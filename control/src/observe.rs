@@ -22,30 +22,31 @@ impl OriginObserver {
     pub fn new(front_door: Arc<FrontDoorCounters>, sync: Arc<SyncCounters>, load: Arc<OriginLoad>) -> Self {
         Self { front_door, sync, load }
     }
+
+    /// Counts body bytes of a response for the port that its class stands for; whether they are of a file.
+    fn sent(&self, class: u8, status: StatusCode, body_bytes: u64) -> bool {
+        let is_file = matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        if is_file && class == Class::Delivery.number() {
+            self.front_door.sent(body_bytes);
+        } else if is_file && class == Class::Sync.number() {
+            self.sync.sent(body_bytes);
+        }
+        is_file
+    }
 }
 
 impl Observer for OriginObserver {
     fn progressed(&self, class: u8, status: StatusCode, body_bytes: u64) {
-        if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
-            if class == Class::Delivery.number() {
-                self.front_door.sent(body_bytes);
-            } else if class == Class::Sync.number() {
-                self.sync.sent(body_bytes);
-            }
-        }
+        self.sent(class, status, body_bytes);
     }
 
     fn responded(&self, record: &ResponseRecord<'_>) {
         if record.class == Class::Delivery.number() {
             self.load.ended(record.peer);
         }
-        if matches!(record.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
-            if record.class == Class::Delivery.number() {
-                self.front_door.sent(record.body_bytes - record.body_bytes_told);
-            } else if record.class == Class::Sync.number() {
-                self.sync.sent(record.body_bytes - record.body_bytes_told);
-                self.sync.blob_ended();
-            }
+        let is_file = self.sent(record.class, record.status, record.body_bytes - record.body_bytes_told);
+        if is_file && record.class == Class::Sync.number() {
+            self.sync.blob_ended();
         }
         tracing::debug!(
             peer = %record.peer,

@@ -137,7 +137,7 @@ fn set_up(ground: &Ground<'_>) -> Result<Stage> {
     if !made.serves_apt() {
         bail!("real packages are needed, with the indexes that apt reads: {:?}", made.kind);
     }
-    let mut stage = Stage::start(ground, MBIT, 1, &[], |repository| {
+    let mut stage = Stage::start(ground.programs, ground.cancel, MBIT, 1, &[], |repository| {
         for file in made.files()? {
             let to = repository.join(&file.path);
             fs::create_dir_all(to.parent().context("a file is in a directory")?)?;

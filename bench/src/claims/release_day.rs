@@ -209,7 +209,7 @@ fn held_by_volatile(stage: &Stage) -> Result<u64> {
 }
 
 fn set_up(ground: &Ground<'_>) -> Result<Stage> {
-    let mut stage = Stage::start(ground, MBIT, CUSTOMERS, &[], |repository| {
+    let mut stage = Stage::start(ground.programs, ground.cancel, MBIT, CUSTOMERS, &[], |repository| {
         let old = repository.join("pool");
         std::fs::create_dir(&old)?;
         for number in 0..OLD_FILES {

@@ -249,7 +249,7 @@ fn received_by(host: &freshet_testbed::Host) -> Result<u64> {
 }
 
 fn set_up(ground: &Ground<'_>) -> Result<Stage> {
-    Stage::start(ground, ORIGIN_MBIT, CUSTOMERS, &[], |repository| {
+    Stage::start(ground.programs, ground.cancel, ORIGIN_MBIT, CUSTOMERS, &[], |repository| {
         for (number, (path, bytes)) in files().into_iter().enumerate() {
             let to = repository.join(path);
             std::fs::create_dir_all(to.parent().context("a file is in a directory")?)?;

@@ -1,6 +1,9 @@
 //! Claim 4: load spread over uneven volunteers, while a release is synchronised over the same links.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
+use freshet_testbed::Cancel;
 
 use super::Ground;
 use super::bounds::{payload_rate, quantile, variation};
@@ -42,7 +45,7 @@ pub(super) struct Published {
 pub(super) fn look(ground: &Ground<'_>, document: &mut Document) -> Result<Vec<Claim>> {
     let (rounds, secs) = (ground.rounds(2), if ground.quick { 12.0 } else { 25.0 });
     let ways: &[&str] = if ground.quick { &[OURS, "random"] } else { &[OURS, "random", "round-robin"] };
-    let mut stage = set_up(ground)?;
+    let mut stage = set_up(ground.programs, ground.cancel)?;
     let files = files();
     let uplinks: f64 = uplinks().iter().map(|&mbit| payload_rate(mbit as f64)).sum();
     document.parameter("4: volunteers' uplinks", format!("{:?} Mbit/s", self::uplinks()));
@@ -230,8 +233,8 @@ fn slowdown(served: &Served) -> f64 {
     served.secs / (served.wish.bytes as f64 / CUSTOMER_RATE as f64 + REDIRECTED_SECS)
 }
 
-pub(super) fn set_up(ground: &Ground<'_>) -> Result<Stage> {
-    let mut stage = Stage::start(ground, ORIGIN_MBIT, CUSTOMERS, &[], |repository| {
+pub(super) fn set_up(programs: &Path, cancel: &Cancel) -> Result<Stage> {
+    let mut stage = Stage::start(programs, cancel, ORIGIN_MBIT, CUSTOMERS, &[], |repository| {
         for (number, (path, bytes)) in files().into_iter().enumerate() {
             let to = repository.join(path);
             std::fs::create_dir_all(to.parent().context("a file is in a directory")?)?;

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, bail};
 use freshet_testbed::cluster::{Cluster, Programs, TELLS_FIGURES};
 use freshet_testbed::{Cancel, Host, Link, Process, Program, Rate, Testbed, wait_until};
 
-use super::Ground;
 use crate::ground;
 
 /// The hosts; dropping it ends and removes everything.
@@ -40,13 +39,14 @@ impl Stage {
     /// Starts control for a repository that `fill` makes, behind a link of `up` Mbit/s, and so many customers' hosts on
     /// links without limits.
     pub(super) fn start(
-        ground: &Ground<'_>,
+        programs: &Path,
+        cancel: &Cancel,
         up: u64,
         customers: usize,
         control: &[&str],
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Stage> {
-        let testbed = ground::namespaces(ground.cancel, "links with rates need")?;
+        let testbed = ground::namespaces(cancel, "links with rates need")?;
         let directory = testbed.scratch()?;
         let (repository, states) = (directory.join("repository"), directory.join("states"));
         for made in [&repository, &states] {
@@ -56,14 +56,14 @@ impl Stage {
         let customers = (0..customers)
             .map(|number| Ok(testbed.host(&format!("c{number}"), &Link::new().single_packets())?))
             .collect::<Result<_>>()?;
-        let programs = Programs::in_directory(ground.programs)?;
+        let programs = Programs::in_directory(programs)?;
         // Many customers share an address here: none of them is to be sent elsewhere for coming again.
         let heartbeat = format!("{:.0}", HEARTBEAT_SECS * 1e3);
         let mut arguments = vec!["--heartbeat-ms", &heartbeat, "--quiet-ms", "200", "--avoid-secs", "0"];
         arguments.extend(control);
         let link = Link::new().rate(Rate::mbit(up)).single_packets();
         let cluster = Cluster::start(&testbed, &programs, &repository, &states, &link, &arguments)?;
-        Ok(Stage { cluster, customers, repository, directory, testbed, cancel: ground.cancel.clone() })
+        Ok(Stage { cluster, customers, repository, directory, testbed, cancel: cancel.clone() })
     }
 
     /// Adds a volunteer that donates what its link carries.

@@ -4,15 +4,13 @@
 //! as flows over uplinks of the payload that these links carry. Nothing is fitted but what a download costs where nothing
 //! is busy, which is measured first.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use freshet_api::{Bytes, BytesPerSec};
-use freshet_testbed::{Cancel, Options, Testbed};
+use freshet_testbed::Cancel;
 
-use super::Ground;
-use super::aside::Aside;
 use super::bounds::{payload_rate, quantile};
 use super::selection::{CUSTOMER_RATE, DOWNLINK, ORIGIN_MBIT, OURS, Published, files, set_up, turn, uplinks};
 use super::stage::{DONATED_PART, HEARTBEAT_SECS, Stage};
@@ -107,14 +105,12 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
         arguments.load
     );
     let programs = ground::programs(arguments.programs.as_deref())?;
-    let keeper = Testbed::start(Options { loopback: true, cancel: cancel.clone(), ..Options::default() })?;
-    let scratch = keeper.scratch()?;
     let mut document = Document::begin(TITLE, ABOUT);
     document.seed(arguments.seed);
     document.parameter("rounds", arguments.rounds).parameter("load", arguments.load);
     document.parameter("customers come for", format!("{} s", arguments.seconds));
     document.parameter("volunteers' uplinks", format!("{:?} Mbit/s", uplinks()));
-    let mut stage = set_up(&ground(&programs, &scratch, cancel, arguments.seed)?)?;
+    let mut stage = set_up(&programs, cancel)?;
     let idle = idle(&mut stage)?;
     let alone = format!("{:.0} ms and its bytes at {}", idle.secs * 1e3, BytesPerSec(idle.rate as u64));
     eprintln!("where nothing is busy, a download takes {alone}");
@@ -166,14 +162,6 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     document.section("Foretold and measured").prose(READING).table(table).counters(&counted);
     println!("report: {}", document.write(&arguments.out)?.display());
     Ok(ExitCode::from(if close { 0 } else { 4 }))
-}
-
-/// What a stage is set up on; nothing is done beside it.
-fn ground<'a>(programs: &'a Path, scratch: &'a Path, cancel: &'a Cancel, seed: u64) -> Result<Ground<'a>> {
-    // They live as long as the program does; there is one of each.
-    let trade_off = Box::leak(Box::new(Aside::begin(false, || anyhow::bail!("nobody asks for it"))?));
-    let days = Box::leak(Box::new(Aside::begin(false, || anyhow::bail!("nobody asks for it"))?));
-    Ok(Ground { programs, scratch, cancel, quick: false, seed, trade_off, days })
 }
 
 /// Payload per second that all volunteers donate.

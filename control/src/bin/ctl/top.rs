@@ -59,13 +59,9 @@ pub(crate) struct Wish {
 
 pub(crate) async fn run(client: &Client, options: &Options) -> anyhow::Result<()> {
     let mut wish = Wish {
-        sort: options.sort,
-        reversed: false,
         filter: options.filter.clone(),
-        typing: false,
         interfaces: options.interfaces,
-        help: false,
-        first: 0,
+        ..Wish::sorted_by(options.sort)
     };
     if options.once {
         let mut picture = Picture { nodes: client.get("nodes", &[]).await?, ..Picture::default() };
@@ -143,6 +139,18 @@ pub(crate) enum Next {
 }
 
 impl Wish {
+    fn sorted_by(sort: Sort) -> Self {
+        Self {
+            sort,
+            reversed: false,
+            filter: String::new(),
+            typing: false,
+            interfaces: false,
+            help: false,
+            first: 0,
+        }
+    }
+
     fn press(&mut self, key: KeyCode, control: bool) -> Next {
         if control && key == KeyCode::Char('c') {
             return Next::Leave;
@@ -205,15 +213,7 @@ mod tests {
 
     #[test]
     fn keys_do_what_the_help_says() {
-        let mut wish = Wish {
-            sort: Sort::Delivery,
-            reversed: false,
-            filter: String::new(),
-            typing: false,
-            interfaces: false,
-            help: false,
-            first: 0,
-        };
+        let mut wish = Wish::sorted_by(Sort::Delivery);
         for key in ['/', 'q', 'x'] {
             assert_eq!(wish.press(KeyCode::Char(key), false), Next::Stay);
         }

@@ -502,18 +502,6 @@ mod tests {
         }
     }
 
-    fn wish(sort: Sort) -> Wish {
-        Wish {
-            sort,
-            reversed: false,
-            filter: String::new(),
-            typing: false,
-            interfaces: false,
-            help: false,
-            first: 0,
-        }
-    }
-
     fn picture(count: usize) -> Picture {
         let mut node = crate::show::sample_node();
         node.name = "edge-of-the-department-of-physics".into();
@@ -522,19 +510,19 @@ mod tests {
 
     #[test]
     fn a_long_name_is_cut_with_a_mark_or_gets_room() {
-        let narrow = as_text(&picture(1), &mut wish(Sort::Name), (80, 24));
+        let narrow = as_text(&picture(1), &mut Wish::sorted_by(Sort::Name), (80, 24));
         assert!(narrow.contains("\nedge-of-the-depa… closed"), "{narrow}");
-        let wide = as_text(&picture(1), &mut wish(Sort::Name), (200, 24));
+        let wide = as_text(&picture(1), &mut Wish::sorted_by(Sort::Name), (200, 24));
         assert!(wide.contains("\nedge-of-the-department-of-physics closed"), "{wide}");
     }
 
     #[test]
     fn a_screen_of_160_columns_says_why_and_which_keys_there_are() {
-        let wide = as_text(&picture(60), &mut wish(Sort::Name), (160, 24));
+        let wide = as_text(&picture(60), &mut Wish::sorted_by(Sort::Name), (160, 24));
         assert!(wide.contains(" WHY") && wide.contains("its disk is full"), "{wide}");
         let foot = wide.lines().last().unwrap();
         assert!(foot.contains("more below  s sort") && foot.ends_with("q quit"), "{foot}");
-        let narrow = as_text(&picture(60), &mut wish(Sort::Name), (80, 24));
+        let narrow = as_text(&picture(60), &mut Wish::sorted_by(Sort::Name), (80, 24));
         let foot = narrow.lines().last().unwrap();
         assert!(foot.contains("more below") && foot.ends_with("q quit"), "{foot}");
     }
@@ -549,7 +537,7 @@ mod tests {
         nodes[1].rates[0].classes.other.sent = BytesPerSec(10_000);
         nodes[0].rates[0].classes.delivery.sent = BytesPerSec(5_000);
         for (sort, first) in [(Sort::Give, "giver"), (Sort::Owner, "giver"), (Sort::Share, &*nodes[0].name)] {
-            assert_eq!(chosen(&nodes, &wish(sort))[0].name, first);
+            assert_eq!(chosen(&nodes, &Wish::sorted_by(sort))[0].name, first);
         }
     }
 
@@ -569,7 +557,7 @@ mod tests {
             interfaces: true,
             help: true,
             first: usize::MAX,
-            ..wish(Sort::Name)
+            ..Wish::sorted_by(Sort::Name)
         };
         for size in [(80, 24), (10, 10), (300, 60)] {
             as_text(&Picture::default(), &mut wish, size);
