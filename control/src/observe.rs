@@ -44,7 +44,7 @@ impl Observer for OriginObserver {
         if record.class == Class::Delivery.number() {
             self.load.ended(record.peer);
         }
-        let is_file = self.sent(record.class, record.status, record.body_bytes - record.body_bytes_told);
+        let is_file = self.sent(record.class, record.status, record.body_bytes_untold());
         if is_file && record.class == Class::Sync.number() {
             self.sync.blob_ended();
         }

@@ -21,6 +21,7 @@ pub struct Counters {
     started: AtomicU64,
     ended: AtomicU64,
     open: AtomicU64,
+    owed: AtomicU64,
 }
 
 impl Counters {
@@ -64,9 +65,17 @@ impl Counters {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A part of a response went out that goes on.
+    /// A response with so many body bytes does not go out at once.
+    pub fn lasts(&self, status: StatusCode, body_bytes: u64) {
+        if is_file(status) {
+            self.owed.fetch_add(body_bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// A part of such a response went out.
     pub fn progressed(&self, status: StatusCode, body_bytes: u64) {
         if is_file(status) {
+            self.owed.fetch_sub(body_bytes, Ordering::Relaxed);
             self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
         }
     }
@@ -78,7 +87,10 @@ impl Counters {
         match record.status {
             status if is_file(status) => {
                 self.responses.fetch_add(1, Ordering::Relaxed);
-                self.body_bytes.fetch_add(record.body_bytes - record.body_bytes_told, Ordering::Relaxed);
+                self.body_bytes.fetch_add(record.body_bytes_untold(), Ordering::Relaxed);
+                if let Some(told) = record.body_bytes_told {
+                    self.owed.fetch_sub(record.body_bytes_promised - told, Ordering::Relaxed);
+                }
                 let abandoned = record.body_bytes_promised.saturating_sub(record.body_bytes);
                 self.abandoned_bytes.fetch_add(abandoned, Ordering::Relaxed);
             }
@@ -104,6 +116,7 @@ impl Counters {
             tickets_forged: of(&self.forged),
             tickets_expired: of(&self.expired),
             tickets_missing: of(&self.missing),
+            owed_bytes: Some(of(&self.owed)),
             // A connection carries one transfer at a time.
             active: of(&self.started).saturating_sub(ended).min(of(&self.open)),
         }
@@ -132,7 +145,7 @@ mod tests {
             user_agent: None,
             status: StatusCode::from_u16(status).unwrap(),
             body_bytes,
-            body_bytes_told: 0,
+            body_bytes_told: None,
             body_bytes_promised,
             elapsed: Duration::ZERO,
         }
@@ -155,13 +168,17 @@ mod tests {
     #[test]
     fn what_went_out_of_a_transfer_is_counted_before_its_end_and_once() {
         let counters = Counters::default();
+        counters.lasts(StatusCode::OK, 100);
+        counters.lasts(StatusCode::NOT_FOUND, 9);
+        assert_eq!((counters.read().body_bytes, counters.read().owed_bytes), (0, Some(100)));
         counters.progressed(StatusCode::OK, 40);
         counters.progressed(StatusCode::NOT_FOUND, 7);
-        assert_eq!(counters.read().body_bytes, 40);
+        assert_eq!((counters.read().body_bytes, counters.read().owed_bytes), (40, Some(60)));
         counters.progressed(StatusCode::OK, 20);
-        counters.responded(&ResponseRecord { body_bytes_told: 60, ..record(200, 70, 100) });
+        counters.responded(&ResponseRecord { body_bytes_told: Some(60), ..record(200, 70, 100) });
         let read = counters.read();
         assert_eq!((read.responses, read.body_bytes, read.abandoned_bytes), (1, 70, 30));
+        assert_eq!(read.owed_bytes, Some(0));
     }
 
     #[test]

@@ -101,6 +101,10 @@ impl Observer for DeliveryWatch {
         self.meter.closed(id, class, socket);
     }
 
+    fn lasts(&self, _class: u8, status: StatusCode, body_bytes: u64) {
+        self.counters.lasts(status, body_bytes);
+    }
+
     fn progressed(&self, _class: u8, status: StatusCode, body_bytes: u64) {
         self.counters.progressed(status, body_bytes);
     }

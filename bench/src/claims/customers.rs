@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -76,7 +77,8 @@ impl Course<'_> {
                 let host = &stage.customers[number % stage.customers.len()];
                 let started = Instant::now();
                 let to = downloads.join(number.to_string());
-                let program = download(number, &stage.url(&wish.path), &to, self.customer_rate);
+                let customer = CUSTOMERS.fetch_add(1, Ordering::Relaxed);
+                let program = download(customer, &stage.url(&wish.path), &to, self.customer_rate);
                 under_way.push((number, started, host.start(&format!("customer-{number}"), &program)?));
             }
             let mut ended = Vec::new();
@@ -129,17 +131,19 @@ impl Course<'_> {
 }
 
 /// One file by curl, again and again until it is whole. Customers share few addresses here; that each is somebody else is told
-/// by its agent, or the front door would take those who ask for the same file for one who asks again.
-fn download(number: usize, url: &str, to: &Path, rate: u64) -> Program {
+/// by its agent, or the front door would take those who ask for the same file for one who asks again, and send it elsewhere.
+fn download(customer: u64, url: &str, to: &Path, rate: u64) -> Program {
     let curl = format!(
         "curl --silent --show-error --fail --location --max-redirs 8 --retry 20 --connect-timeout 5 --speed-limit 1 \
-         --speed-time 15 --limit-rate {rate} --user-agent 'customer/{number}' --continue-at - --output '{}' '{url}'",
+         --speed-time 15 --limit-rate {rate} --user-agent 'customer/{customer}' --continue-at - --output '{}' '{url}'",
         to.display()
     );
     let again = "tries=$((tries + 1)); [ $tries -lt 40 ] || exit 1; sleep 0.2";
     Program::new("sh").args(["-c".to_owned(), format!("tries=0; until {curl}; do {again}; done")])
 }
 
+/// Customers of all courses so far.
+static CUSTOMERS: AtomicU64 = AtomicU64::new(0);
 /// For the last customer to be served after it came.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// How exactly a download's end is noticed.

@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Of the volunteers' uplinks, the part that is asked for.
     #[arg(long, default_value_t = 0.5)]
     load: f64,
+    /// Only ways whose name contains one of these; all unless named.
+    #[arg(long, value_delimiter = ',', value_name = "WAY")]
+    ways: Vec<String>,
     /// What arrivals and contents are drawn from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -104,6 +107,7 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
         "expected a load between 0 and 1, found {}",
         arguments.load
     );
+    let ways = chosen(&arguments.ways)?;
     let programs = ground::programs(arguments.programs.as_deref())?;
     let mut document = Document::begin(TITLE, ABOUT);
     document.seed(arguments.seed);
@@ -116,9 +120,9 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     eprintln!("where nothing is busy, a download takes {alone}");
     document.parameter("a download takes, where nothing is busy", alone);
     let tally = Tally::begin(&stage.cluster, cancel)?;
-    let mut pairs: Vec<Vec<[Times; 2]>> = vec![Vec::new(); WAYS.len()];
+    let mut pairs: Vec<Vec<[Times; 2]>> = vec![Vec::new(); ways.len()];
     for round in 0..arguments.rounds {
-        for (number, way) in WAYS.iter().enumerate() {
+        for (number, way) in ways.iter().enumerate() {
             let seed = arguments.seed * 1_000 + round;
             let secs = arguments.seconds as f64;
             let wishes = poisson(&files(), arguments.load * payload(), secs, seed);
@@ -157,11 +161,20 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
         }
     }
     let counted = tally.end(&stage.cluster, cancel)?;
-    let (table, close) = table(&pairs)?;
+    let (table, close) = table(&ways, &pairs)?;
     print!("{}", table.plain());
     document.section("Foretold and measured").prose(READING).table(table).counters(&counted);
     println!("report: {}", document.write(&arguments.out)?.display());
     Ok(ExitCode::from(if close { 0 } else { 4 }))
+}
+
+/// The ways whose names contain one of `parts`, or all.
+fn chosen(parts: &[String]) -> Result<Vec<Way>> {
+    let named = |way: &&Way| parts.is_empty() || parts.iter().any(|part| way.name().contains(part));
+    let ways: Vec<Way> = WAYS.iter().filter(named).copied().collect();
+    let names = || WAYS.iter().map(|way| format!("{:?}", way.name())).collect::<Vec<_>>().join(", ");
+    anyhow::ensure!(!ways.is_empty(), "expected parts of {}, found {parts:?}", names());
+    Ok(ways)
 }
 
 /// Payload per second that all volunteers donate.
@@ -311,7 +324,7 @@ impl Times {
 }
 
 /// A row for each way: means over the rounds, and whether all means are close.
-fn table(pairs: &[Vec<[Times; 2]>]) -> Result<(Table, bool)> {
+fn table(ways: &[Way], pairs: &[Vec<[Times; 2]>]) -> Result<(Table, bool)> {
     let mut table = Table::new("Completion times by the testbed and by the simulator; means over the rounds")
         .text("way")
         .number("mean, measured", "s", 2)
@@ -322,7 +335,7 @@ fn table(pairs: &[Vec<[Times; 2]>]) -> Result<(Table, bool)> {
         .number("release everywhere, measured", "s", 1)
         .number("release everywhere, foretold", "s", 1);
     let mut close = true;
-    for (way, turns) in WAYS.iter().zip(pairs) {
+    for (way, turns) in ways.iter().zip(pairs) {
         anyhow::ensure!(!turns.is_empty(), "nothing was measured of {}", way.name());
         let mean = |side: usize, figure: &dyn Fn(&Times) -> f64| {
             turns.iter().map(|turn| figure(&turn[side])).sum::<f64>() / turns.len() as f64
@@ -404,10 +417,25 @@ mod tests {
     }
 
     #[test]
+    fn ways_are_chosen_by_parts_of_their_names() {
+        let names = |parts: &[&str]| -> Vec<String> {
+            let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+            chosen(&parts).unwrap().iter().map(Way::name).collect()
+        };
+        assert_eq!(names(&[]).len(), WAYS.len());
+        assert_eq!(
+            names(&["first", "robin"]),
+            ["round-robin", "delivery-first, with a release", "sync-first, with a release"]
+        );
+        assert!(chosen(&["astrology".to_owned()]).is_err());
+    }
+
+    #[test]
     fn a_mean_that_is_far_off_is_told() {
         let times = |mean| Times { mean, median: 1.0, p90: 1.0, sync: 1.0 };
         let rows = |foretold: f64| vec![vec![[times(1.0), times(foretold)]]; WAYS.len()];
-        assert!(table(&rows(1.1)).unwrap().1 && table(&rows(0.9)).unwrap().1);
-        assert!(!table(&rows(1.2)).unwrap().1 && !table(&rows(0.8)).unwrap().1);
+        let is_close = |foretold| table(&WAYS, &rows(foretold)).unwrap().1;
+        assert!(is_close(1.1) && is_close(0.9));
+        assert!(!is_close(1.2) && !is_close(0.8));
     }
 }

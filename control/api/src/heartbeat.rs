@@ -108,6 +108,10 @@ pub struct DeliveryCounters {
     pub tickets_missing: u64,
     /// Transfers under way now.
     pub active: u64,
+    /// Body bytes that those among them have still to send which did not go out at once; none from volunteers that don't
+    /// tell.
+    #[serde(default)]
+    pub owed_bytes: Option<u64>,
 }
 
 /// How far a mirror is.

@@ -441,6 +441,27 @@ mod tests {
     }
 
     #[test]
+    fn a_single_sender_that_is_often_late_gets_its_class_the_share_all_the_same() {
+        let start = Moment::from_secs_f64(10.0);
+        for mbit in [4u64, 20, 40] {
+            for (share, late_us, least) in
+                [(0.5, 5_000, 0.47), (0.5, 8_000, 0.45), (0.8, 3_000, 0.76), (1.0, 5_000, 0.7)]
+            {
+                let rate = mbit * 125_000;
+                let pacer = SharedPacer::new(BytesPerSec(rate), Shares::between(share));
+                let mut senders = Greedy::new(&pacer, vec![SYNC; 17], 1_000);
+                (senders.class[0], senders.late[0]) = (DELIVERY, late_us);
+                let sent = senders.run(start, 10.0);
+                let delivery = sent[0] as f64 / (rate as f64 * 10.0);
+                let case = format!("{mbit} Mbit/s, share {share}, {late_us} us late: {delivery}");
+                assert!(delivery >= least && delivery <= f64::from(share) + 0.02, "{case}");
+                assert!(error(&sent, rate, 10.0).abs() < 0.01, "{case}: {sent:?}");
+                senders.keeps_to(rate);
+            }
+        }
+    }
+
+    #[test]
     fn a_ceiling_binds_its_class_alone() {
         for total in [Some(BytesPerSec(10_000_000)), None] {
             let pacer = SharedPacer::unlimited();

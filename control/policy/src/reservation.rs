@@ -10,7 +10,7 @@
 
 mod mean_field;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +28,10 @@ pub struct ReservationTerms {
     /// How long a client may take to follow a redirect before a report of bytes in flight that lacks
     /// it counts as proof that it never came.
     pub arrival_grace: Duration,
-    /// A second request of the same client for the same file within this time is a retry, not a
-    /// second download.
+    /// A second request of the same client for the same whole file within this time is a retry where
+    /// the node of the first doesn't tell what is in flight. Where it does, both count: many customers
+    /// may stand behind one address, and a promise that nobody follows is dropped after
+    /// `arrival_grace` anyhow.
     pub retry_window: Duration,
 }
 
@@ -151,13 +153,18 @@ impl ReservationLedger {
 
     /// Enters a redirect of `promise` to `node`.
     ///
-    /// A retry moves the client's earlier promise instead of adding to it. Returns the bytes that were
-    /// added to the node's outstanding ones.
+    /// A retry, and a part of a file that was promised before, moves the client's earlier promise
+    /// instead of adding to it (see [`ReservationTerms::retry_window`] for what a retry is). Returns the
+    /// bytes that were added to the node's outstanding ones.
     pub fn reserve(&self, node: NodeId, promise: Promise, now: Moment) -> Bytes {
         if promise.bytes.0 == 0 || !in_range(node) {
             return Bytes(0);
         }
-        let earlier = self.take_claim(&promise, now);
+        let is_same = |at: NodeId| {
+            let tells = |account: &Account| account.tells_in_flight.load(Ordering::Relaxed);
+            promise.partial || !self.existing(at).is_some_and(tells)
+        };
+        let earlier = self.take_claim(&promise, now).filter(|&(at, _)| is_same(at));
         let add = match earlier {
             Some((at, bytes)) if at == node => promise.bytes.0.saturating_sub(bytes),
             Some((at, bytes)) => {
@@ -221,9 +228,10 @@ impl ReservationLedger {
             }
             None => past.heard = Some((report.epoch, report.delivered.0)),
         }
+        account.tells_in_flight.store(report.in_flight.is_some(), Ordering::Relaxed);
         if let Some(in_flight) = report.in_flight {
             let reserved = account.reserved.load(Ordering::Relaxed);
-            let recent = reserved - past.reserved_at(now.before(self.terms.arrival_grace));
+            let recent = reserved.saturating_sub(past.reserved_at(now.before(self.terms.arrival_grace)));
             let outstanding = account.outstanding();
             let ceiling = in_flight.0.saturating_add(recent);
             if outstanding > ceiling {
@@ -333,6 +341,8 @@ struct Account {
     settled: AtomicU64,
     /// What is open, as far as can be expected.
     open: OpenDownloads,
+    /// Whether its last report told what is in flight.
+    tells_in_flight: AtomicBool,
     past: Mutex<Past>,
 }
 
@@ -441,327 +451,4 @@ const FINE: u32 = 8;
 const COARSE: u32 = 32;
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(70_000);
-    const MB: u64 = 1_000_000;
-
-    fn ledger() -> ReservationLedger {
-        ReservationLedger::new(ReservationTerms::default(), 1024)
-    }
-
-    fn whole(client: u64, bytes: u64) -> Promise {
-        Promise { client, file: FileId(9), bytes: Bytes(bytes), partial: false }
-    }
-
-    fn part(client: u64, bytes: u64) -> Promise {
-        Promise { partial: true, ..whole(client, bytes) }
-    }
-
-    fn at(seconds: f64) -> Moment {
-        Moment::from_secs_f64(1000.0 + seconds)
-    }
-
-    fn pace(rate: u64, contending: u64, saturated: bool) -> NodePace {
-        aged(rate, contending, saturated, 0.0)
-    }
-
-    fn aged(rate: u64, contending: u64, saturated: bool, age: f64) -> NodePace {
-        NodePace {
-            rate: BytesPerSec(rate),
-            sending: BytesPerSec(0),
-            contending,
-            saturated,
-            age: Duration::from_secs_f64(age),
-        }
-    }
-
-    fn report(epoch: u64, delivered: u64, in_flight: Option<u64>) -> DeliveryReport {
-        DeliveryReport { epoch, delivered: Bytes(delivered), in_flight: in_flight.map(Bytes) }
-    }
-
-    #[test]
-    fn a_redirect_is_outstanding_until_its_bytes_are_confirmed() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 500, None), at(0.0));
-        assert_eq!(ledger.reserve(A, whole(1, 10 * MB), at(0.0)), Bytes(10 * MB));
-        assert_eq!(ledger.outstanding(A), Bytes(10 * MB));
-        assert_eq!(ledger.outstanding(B), Bytes(0));
-        ledger.confirm(A, report(1, 500 + 4 * MB, None), at(1.0));
-        assert_eq!(ledger.outstanding(A), Bytes(6 * MB));
-        ledger.confirm(A, report(1, 500 + 40 * MB, None), at(2.0));
-        assert_eq!(ledger.outstanding(A), Bytes(0), "more delivered than promised is not a credit");
-    }
-
-    #[test]
-    fn head_reserves_nothing_and_range_its_length() {
-        let ledger = ledger();
-        assert_eq!(ledger.reserve(A, whole(1, 0), at(0.0)), Bytes(0));
-        assert_eq!(ledger.reserve(A, part(1, MB), at(0.0)), Bytes(MB));
-        assert_eq!(ledger.outstanding(A), Bytes(MB));
-    }
-
-    #[test]
-    fn a_retry_at_the_same_node_does_not_double() {
-        let ledger = ledger();
-        ledger.reserve(A, whole(1, 8 * MB), at(0.0));
-        assert_eq!(ledger.reserve(A, whole(1, 8 * MB), at(3.0)), Bytes(0));
-        assert_eq!(ledger.outstanding(A).0, 8 * MB);
-    }
-
-    #[test]
-    fn a_retry_at_another_node_moves_the_promise() {
-        let ledger = ledger();
-        ledger.reserve(A, whole(1, 8 * MB), at(0.0));
-        ledger.reserve(B, whole(1, 8 * MB), at(3.0));
-        assert_eq!(ledger.outstanding(A), Bytes(0));
-        assert!(ledger.outstanding(B).0 >= 8 * MB);
-    }
-
-    #[test]
-    fn a_resumed_download_moves_what_is_left() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        ledger.reserve(A, whole(1, 8 << 20), at(0.0));
-        ledger.confirm(A, report(1, 3 << 20, None), at(60.0));
-        ledger.reserve(B, part(1, 5 << 20), at(61.0));
-        assert_eq!(ledger.outstanding(A), Bytes(0));
-        assert_eq!(ledger.outstanding(B), Bytes(5 << 20));
-    }
-
-    #[test]
-    fn another_client_or_a_later_download_is_not_a_retry() {
-        let ledger = ledger();
-        ledger.reserve(A, whole(1, MB), at(0.0));
-        ledger.reserve(A, whole(2, MB), at(0.0));
-        ledger.reserve(A, whole(1, MB), at(100.0));
-        assert_eq!(ledger.outstanding(A).0, 3 * MB);
-    }
-
-    #[test]
-    fn a_bounce_releases_once_and_only_on_the_node_that_bounced() {
-        let ledger = ledger();
-        ledger.reserve(A, whole(1, 1 << 20), at(0.0));
-        assert_eq!(ledger.bounce(B, whole(1, 1 << 20), at(1.0)), Bytes(0));
-        assert_eq!(ledger.bounce(A, whole(1, 1 << 20), at(1.0)), Bytes(1 << 20));
-        assert_eq!(ledger.bounce(A, whole(1, 1 << 20), at(1.0)), Bytes(0));
-        assert_eq!(ledger.outstanding(A), Bytes(0));
-    }
-
-    #[test]
-    fn an_abandoned_download_is_noticed_by_what_is_in_flight() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, Some(0)), at(0.0));
-        ledger.reserve(A, whole(1, 100 * MB), at(0.0));
-        ledger.confirm(A, report(1, 0, Some(0)), at(1.0));
-        assert_eq!(ledger.outstanding(A).0, 100 * MB, "the client may still be on its way");
-        ledger.confirm(A, report(1, MB, Some(99 * MB)), at(2.0));
-        assert_eq!(ledger.outstanding(A).0, 99 * MB);
-        ledger.confirm(A, report(1, 2 * MB, Some(0)), at(7.0));
-        assert_eq!(ledger.outstanding(A), Bytes(0), "it went away");
-    }
-
-    #[test]
-    fn what_nobody_confirms_ages_out() {
-        let ledger = ledger();
-        for second in 0..2000u32 {
-            if second % 100 == 0 {
-                ledger.reserve(A, whole(second.into(), MB), at(second.into()));
-            }
-            ledger.age(A, at(second.into()));
-        }
-        // 900 s of hold: the promises of the last 9 or 10 hundreds remain, within a 32nd of the hold.
-        let left = ledger.outstanding(A).0 / MB;
-        assert!((9..=10).contains(&left), "{left}");
-        for second in 2000..3000 {
-            ledger.age(A, at(second.into()));
-        }
-        assert_eq!(ledger.outstanding(A), Bytes(0));
-    }
-
-    #[test]
-    fn a_restarted_node_starts_from_nothing() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 70 * MB, None), at(0.0));
-        ledger.reserve(A, whole(1, 8 * MB), at(0.0));
-        ledger.confirm(A, report(2, 0, None), at(1.0));
-        assert_eq!(ledger.outstanding(A), Bytes(0));
-        ledger.reserve(A, whole(2, 8 * MB), at(2.0));
-        ledger.confirm(A, report(2, MB, None), at(3.0));
-        assert_eq!(ledger.outstanding(A).0, 7 * MB);
-    }
-
-    #[test]
-    fn a_restarted_front_door_learns_what_is_in_flight() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 900 * MB, Some(30 * MB)), at(0.0));
-        assert_eq!(ledger.outstanding(A).0, 30 * MB);
-    }
-
-    #[test]
-    fn a_counter_that_goes_backwards_confirms_nothing() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 100 * MB, None), at(0.0));
-        ledger.reserve(A, whole(1, 8 * MB), at(0.0));
-        ledger.confirm(A, report(1, 50 * MB, None), at(1.0));
-        ledger.confirm(A, report(1, 100 * MB, None), at(2.0));
-        assert_eq!(ledger.outstanding(A).0, 8 * MB);
-    }
-
-    /// Megabytes, to two digits.
-    fn ahead(ledger: &ReservationLedger, node: NodeId, size: u64, now: f64) -> f64 {
-        (ledger.backlog(node, Bytes(size), at(now)).0 as f64 / MB as f64 * 100.0).round() / 100.0
-    }
-
-    #[test]
-    fn between_heartbeats_promises_are_expected_to_leave_at_the_rate() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        ledger.reserve(A, whole(1, 30 * MB), at(0.0));
-        ledger.reserve(A, whole(2, 30 * MB), at(0.0));
-        assert_eq!(ahead(&ledger, A, MB, 0.5), 60.0, "no rate is known yet");
-        ledger.observe(A, pace(10 * MB, 2, true), at(1.0));
-        assert_eq!(ahead(&ledger, A, MB, 1.0), 2.0, "as much of each of the two as of the new one");
-        ledger.reserve(A, whole(3, 2 * MB), at(1.0));
-        assert_eq!(ahead(&ledger, A, MB, 1.0), 3.0);
-        let later: Vec<f64> = [1.2, 2.0, 5.0, 30.0].map(|now| ahead(&ledger, A, MB, now)).to_vec();
-        assert!(later.is_sorted_by(|a, b| a > b), "{later:?}");
-        assert!(later[1] < 2.2, "the small one has left, the large ones are still there: {later:?}");
-        assert_eq!(ledger.outstanding(A).0, 62 * MB, "nothing is confirmed");
-        assert!(ahead(&ledger, A, 1000 * MB, 1.0) <= 62.0, "never more than there is");
-        assert_eq!(ahead(&ledger, B, MB, 3.0), 0.0);
-        ledger.observe(NodeId(u32::MAX), pace(1, 1, true), at(3.0));
-    }
-
-    #[test]
-    fn slow_clients_leave_room_for_the_next() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        for client in 0..4 {
-            ledger.reserve(A, whole(client, 500 * MB), at(0.0));
-        }
-        let slow = NodePace { sending: BytesPerSec(2 * MB), ..pace(10 * MB, 4, false) };
-        ledger.observe(A, slow, at(1.0));
-        // Four at half a megabyte each leave eight of ten: a quarter as long again as alone.
-        assert_eq!(ahead(&ledger, A, MB, 1.0), 0.25);
-        ledger.observe(A, NodePace { saturated: true, ..slow }, at(2.0));
-        assert!(ahead(&ledger, A, MB, 2.0) <= 0.25, "what its clients take is remembered");
-    }
-
-    #[test]
-    fn a_report_speaks_of_the_time_when_it_was_written() {
-        // Two nodes that are told the same; one's reports arrive ten seconds late.
-        let (prompt, late) = (ledger(), ledger());
-        for ledger in [&prompt, &late] {
-            ledger.confirm(A, report(1, 0, None), at(0.0));
-            ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
-        }
-        for second in 0..10u32 {
-            late.observe(A, aged(10 * MB, 0, false, 10.0), at(f64::from(second)));
-        }
-        for ledger in [&prompt, &late] {
-            ledger.reserve(A, whole(1, 900 * MB), at(10.0));
-            ledger.reserve(A, whole(2, 900 * MB), at(10.0));
-        }
-        prompt.observe(A, pace(10 * MB, 2, true), at(15.0));
-        late.observe(A, aged(10 * MB, 0, false, 10.0), at(15.0));
-        let (known, reckoned) = (ahead(&prompt, A, MB, 15.0), ahead(&late, A, MB, 15.0));
-        assert!((known - 2.0).abs() < 0.1, "{known}");
-        assert!((reckoned - 2.0).abs() < 0.2, "an old report that it was empty empties nothing: {reckoned}");
-    }
-
-    #[test]
-    fn what_a_late_report_corrects_is_corrected_once() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
-        for client in 0..8 {
-            ledger.reserve(A, whole(client, 4000 * MB), at(0.0));
-        }
-        // Four of the eight never came; every report of the next half minute is ten seconds old and says so.
-        for second in 1..40u32 {
-            let seen = if second <= 10 { 0 } else { 4 };
-            ledger.observe(A, aged(10 * MB, seen, seen > 0, 10.0), at(f64::from(second)));
-            let ahead = ahead(&ledger, A, MB, f64::from(second));
-            assert!((3.0..=8.1).contains(&ahead), "{second}: {ahead}");
-        }
-        assert!((ahead(&ledger, A, MB, 40.0) - 4.0).abs() < 0.7);
-    }
-
-    #[test]
-    fn what_is_released_is_open_no_more() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        ledger.observe(A, pace(10 * MB, 0, false), at(0.0));
-        ledger.reserve(A, whole(1, 800 * MB), at(0.0));
-        ledger.reserve(A, whole(2, 800 * MB), at(0.0));
-        ledger.bounce(A, whole(1, 800 * MB), at(0.0));
-        assert_eq!(ahead(&ledger, A, MB, 0.0), 1.0);
-        ledger.clear(A);
-        assert_eq!(ahead(&ledger, A, MB, 0.0), 0.0);
-        ledger.reserve(A, whole(3, 800 * MB), at(1.0));
-        assert_eq!(ahead(&ledger, A, MB, 1.0), 1.0);
-    }
-
-    #[test]
-    fn nodes_beyond_the_ledger_are_left_out_without_harm() {
-        let ledger = ledger();
-        assert_eq!(ledger.reserve(NodeId(u32::MAX), whole(1, MB), at(0.0)), Bytes(0));
-        ledger.confirm(NodeId(u32::MAX), report(1, 5, None), at(0.0));
-        assert_eq!(ledger.outstanding(NodeId(u32::MAX)), Bytes(0));
-    }
-
-    #[test]
-    fn rings_that_reserve_and_heartbeats_that_confirm_lose_nothing() {
-        let ledger = ledger();
-        ledger.confirm(A, report(1, 0, None), at(0.0));
-        std::thread::scope(|scope| {
-            for ring in 0..4u64 {
-                let ledger = &ledger;
-                scope.spawn(move || {
-                    for n in 0..10_000 {
-                        ledger.reserve(A, whole(ring * 1_000_000 + n, 1000), at(0.0));
-                    }
-                });
-            }
-        });
-        ledger.confirm(A, report(1, 30_000_000, None), at(1.0));
-        assert_eq!(ledger.outstanding(A), Bytes(10_000_000));
-    }
-
-    proptest! {
-        /// Whatever happens, in whatever order, outstanding stays within what was promised, and all
-        /// of it is gone a hold after the last promise.
-        #[test]
-        fn never_leaks_and_never_exceeds_what_was_promised(
-            steps in proptest::collection::vec((0u8..5, 0u64..20, 1u64..50_000_000, 0.0f64..40.0), 1..200)
-        ) {
-            let ledger = ledger();
-            let (mut now, mut promised, mut delivered) = (0.0, 0u64, 0u64);
-            for (what, client, bytes, pause) in steps {
-                now += pause;
-                let node = if client % 2 == 0 { A } else { B };
-                match what {
-                    0 => promised += ledger.reserve(node, whole(client, bytes), at(now)).0,
-                    1 => promised += ledger.reserve(node, part(client, bytes), at(now)).0,
-                    2 => { ledger.bounce(node, whole(client, bytes), at(now)); }
-                    3 => {
-                        delivered += bytes;
-                        ledger.confirm(node, report(1, delivered, None), at(now));
-                    }
-                    _ => ledger.age(node, at(now)),
-                }
-                prop_assert!(ledger.outstanding(A).0 + ledger.outstanding(B).0 <= promised);
-            }
-            for extra in 0..200 {
-                for node in [A, B] { ledger.age(node, at(now + f64::from(extra) * 10.0)); }
-            }
-            prop_assert_eq!(ledger.outstanding(A), Bytes(0));
-            prop_assert_eq!(ledger.outstanding(B), Bytes(0));
-        }
-    }
-}
+mod tests;

@@ -65,7 +65,7 @@ pub(super) async fn heartbeat(
         epoch: heartbeat.boot,
         // What customers did not want any more is not coming either.
         delivered: Amount(heartbeat.delivery.body_bytes.saturating_add(heartbeat.delivery.abandoned_bytes)),
-        in_flight: None,
+        in_flight: heartbeat.delivery.owed_bytes.map(|owed| Amount(owed.min(OWED_BYTES_MAX))),
     };
     let (boot, counters) = (heartbeat.boot, readings(&heartbeat.interfaces));
     let heard = parts.tracker.heartbeat(node.id, heartbeat, now);
@@ -286,6 +286,8 @@ const BRISK_EACH: Duration = Duration::from_micros(2_500);
 const BRISK_LEAST: Duration = Duration::from_millis(100);
 /// A sync token outlasts a control that is away for a while.
 const SYNC_TOKEN_SECS: u64 = 3_600;
+/// No volunteer owes its customers more, whatever it says: a tebibyte.
+const OWED_BYTES_MAX: u64 = 1 << 40;
 /// Files of one volunteer at most.
 const HOLDINGS_FILES_MAX: u64 = 50_000_000;
 

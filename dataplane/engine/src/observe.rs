@@ -19,7 +19,12 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (id, class, socket);
     }
 
-    /// A part of a response's body went to the kernel, and the response goes on. Short responses end without.
+    /// A response whose head promises `body_bytes` does not go out at once; short ones end without.
+    fn lasts(&self, class: u8, status: StatusCode, body_bytes: u64) {
+        let _ = (class, status, body_bytes);
+    }
+
+    /// A part of the body of such a response went to the kernel, and it goes on.
     fn progressed(&self, class: u8, status: StatusCode, body_bytes: u64) {
         let _ = (class, status, body_bytes);
     }
@@ -51,12 +56,20 @@ pub struct ResponseRecord<'a> {
     pub status: StatusCode,
     /// Body bytes handed to the kernel.
     pub body_bytes: u64,
-    /// Those of them that [`Observer::progressed`] told of already.
-    pub body_bytes_told: u64,
+    /// Those of them that [`Observer::progressed`] told of already; none when there was no [`Observer::lasts`].
+    pub body_bytes_told: Option<u64>,
     /// Body bytes that the head promised.
     pub body_bytes_promised: u64,
     /// From the complete head to the end.
     pub elapsed: Duration,
+}
+
+impl ResponseRecord<'_> {
+    /// Body bytes that nothing was told of yet.
+    #[must_use]
+    pub fn body_bytes_untold(&self) -> u64 {
+        self.body_bytes - self.body_bytes_told.unwrap_or(0)
+    }
 }
 
 /// An observer that looks away.
@@ -78,6 +91,12 @@ impl Observer for Observers {
     fn closed(&self, id: u64, class: u8, socket: BorrowedFd<'_>) {
         for observer in &self.0 {
             observer.closed(id, class, socket);
+        }
+    }
+
+    fn lasts(&self, class: u8, status: StatusCode, body_bytes: u64) {
+        for observer in &self.0 {
+            observer.lasts(class, status, body_bytes);
         }
     }
 

@@ -104,8 +104,8 @@ pub(crate) struct Core {
 pub(crate) struct BodyBytes {
     /// Handed to the kernel.
     pub(crate) sent: u64,
-    /// Those of them that the observer was told of meanwhile.
-    pub(crate) told: u64,
+    /// Those of them that the observer was told of meanwhile; none when it was told of none.
+    pub(crate) told: Option<u64>,
 }
 
 impl Core {
@@ -155,6 +155,13 @@ impl Core {
     pub(crate) fn unpredictable(&self) -> u64 {
         let id = self.take_id();
         self.random.hash_one(id)
+    }
+
+    /// Tells of a response that does not go out at once.
+    pub(crate) fn lasts(&self, class: u8, status: ::http::StatusCode, promised: u64) {
+        if let Some(observer) = &self.observer {
+            observer.lasts(class, status, promised);
+        }
     }
 
     /// Tells of a part of a response that goes on.

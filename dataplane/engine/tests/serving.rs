@@ -494,7 +494,9 @@ struct Notes {
     opened: Mutex<Vec<u64>>,
     closed: Mutex<Vec<u64>>,
     responses: Mutex<Vec<Heard>>,
-    /// Body bytes of responses that went on.
+    /// Body bytes that responses promised which went on.
+    lasting: AtomicU64,
+    /// Those that went out before the end.
     progressed: AtomicU64,
     /// Those that the ends of responses said were told of.
     told: AtomicU64,
@@ -526,14 +528,20 @@ impl Observer for Notes {
         self.closed.lock().unwrap().push(id);
     }
 
+    fn lasts(&self, class: u8, status: http::StatusCode, body_bytes: u64) {
+        assert_eq!((class, status.as_u16()), (1, 200));
+        self.lasting.fetch_add(body_bytes, Ordering::Relaxed);
+    }
+
     fn progressed(&self, class: u8, status: http::StatusCode, body_bytes: u64) {
         assert_eq!((class, status.as_u16()), (1, 200));
         self.progressed.fetch_add(body_bytes, Ordering::Relaxed);
     }
 
     fn responded(&self, record: &ResponseRecord<'_>) {
-        assert!(record.body_bytes_told <= record.body_bytes);
-        self.told.fetch_add(record.body_bytes_told, Ordering::Relaxed);
+        let told = record.body_bytes_told.unwrap_or(0);
+        assert!(told <= record.body_bytes);
+        self.told.fetch_add(told, Ordering::Relaxed);
         self.responses.lock().unwrap().push((
             record.request_line.to_owned(),
             record.path.to_vec(),
@@ -568,6 +576,7 @@ fn the_observer_hears_everything() {
     drop(client);
     eventually("all are closed", || notes.closed.lock().unwrap().len() == 2);
     assert_eq!(notes.progressed.load(Ordering::Relaxed), notes.told.load(Ordering::Relaxed));
+    assert_eq!(notes.lasting.load(Ordering::Relaxed), 30_000_000, "the short ones went out at once");
     let mut opened = notes.opened.lock().unwrap().clone();
     opened.dedup();
     assert_eq!(opened, *notes.closed.lock().unwrap());

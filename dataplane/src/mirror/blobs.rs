@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::MirrorError;
-use super::state::Stamp;
+use super::stored::Stamp;
 
 pub(super) struct BlobStore {
     blobs_path: PathBuf,

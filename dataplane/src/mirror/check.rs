@@ -11,7 +11,7 @@ use freshet_api::ContentHash;
 
 use super::blobs::{is_regular, stamp};
 use super::incoming::{Arrived, ArrivedBytes, SMALL_BYTES_MAX, hash_range};
-use super::state::RowNumber;
+use super::stored::RowNumber;
 use super::{Mirror, MirrorError, Want, Writer, now};
 
 /// What a [`Mirror::recheck`] found.
@@ -213,7 +213,7 @@ fn displaced(writer: &mut Writer, content: &ContentHash, inode: u64) -> Result<V
 }
 
 /// Hash, size and stamp of a file that did not change while it was read.
-fn hash_steady(file: &File) -> io::Result<Option<(ContentHash, u64, super::state::Stamp)>> {
+fn hash_steady(file: &File) -> io::Result<Option<(ContentHash, u64, super::stored::Stamp)>> {
     let before = rustix::fs::fstat(file)?;
     if !is_regular(&before) {
         return Ok(None);

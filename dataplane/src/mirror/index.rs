@@ -13,7 +13,8 @@ use redb::{
 };
 
 use super::MirrorError;
-use super::state::{Dirty, LinkState, RowNumber, Stamp, State, StoredRow};
+use super::state::State;
+use super::stored::{Dirty, LinkState, RowNumber, Stamp, StoredRow};
 
 pub(super) struct Index {
     path: PathBuf,

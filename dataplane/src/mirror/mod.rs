@@ -17,6 +17,7 @@ mod report;
 mod row;
 mod selection;
 mod state;
+mod stored;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tree;

@@ -11,7 +11,8 @@ use rustix::fs::FileType;
 
 use super::blobs::{Aside, blob_name};
 use super::incoming::{Arrived, ArrivedBytes};
-use super::state::{Below, RowNumber};
+use super::state::Below;
+use super::stored::RowNumber;
 use super::tree::PlaceError;
 use super::{Mirror, MirrorError, Writer, now};
 

@@ -12,7 +12,8 @@ use serde::Serialize;
 use super::MirrorError;
 use super::lookup::Lookup;
 use super::report::Report;
-use super::state::{Stamp, State};
+use super::state::State;
+use super::stored::Stamp;
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, Serialize)]

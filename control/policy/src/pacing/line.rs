@@ -69,13 +69,15 @@ impl Line {
             return Pace::Bytes(want);
         };
         if place.bytes == 0 {
-            let chunk = chunk(rate, self.lanes[class].waiting()).min(want);
+            let chunk = chunk(rate, self.lanes[class].waiting()).max(self.behind(class)).min(want);
             // A chunk is far below 4 GiB.
             *place = self.lanes[class].join(u32::try_from(chunk).unwrap_or(u32::MAX));
             self.share_out();
         } else {
             // What was little at an earlier rate may be more than a burst of the present one.
-            let most = u32::try_from(2 * chunk(rate, 0)).unwrap_or(u32::MAX);
+            let owed = u128::from(burst(BytesPerSec(rate)).0) * u128::from(self.lanes[class].share) / MILLION;
+            let most = (2 * chunk(rate, 0)).max(owed as u64);
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
             if place.bytes > most {
                 let had = self.lanes[class].shorten(place, most);
                 self.give_back(had);
@@ -187,6 +189,15 @@ impl Line {
         });
         let nanos = u64::try_from(nanos.max(capped).saturating_add(1)).unwrap_or(u64::MAX);
         Duration::from_nanos(nanos).min(WAIT_MAX)
+    }
+
+    /// What a class is behind its share and nobody in its line waits for, in full segments and at most what may be
+    /// taken at once. Between two places of a single sender the others are served; a chunk at a time it could never
+    /// make up for that.
+    fn behind(&self, class: usize) -> u64 {
+        let lane = &self.lanes[class];
+        let bytes = u64::try_from(lane.owed.saturating_sub(lane.waiting()) / NANO).unwrap_or(u64::MAX);
+        bytes.min(CHUNK_BYTES_MAX.0) / SEGMENT_BYTES * SEGMENT_BYTES
     }
 
     /// The rate at which `class` is served just now, bytes per second.

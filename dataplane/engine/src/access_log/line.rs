@@ -146,7 +146,7 @@ mod tests {
             user_agent: None,
             status: StatusCode::PARTIAL_CONTENT,
             body_bytes: 5,
-            body_bytes_told: 0,
+            body_bytes_told: None,
             body_bytes_promised: 9,
             elapsed: Duration::from_millis(2),
         };

@@ -210,7 +210,7 @@ mod tests {
             user_agent: Some("curl/8 \"x\""),
             status: StatusCode::OK,
             body_bytes: 10,
-            body_bytes_told: 0,
+            body_bytes_told: None,
             body_bytes_promised: 10,
             elapsed: Duration::from_micros(1_500),
         }

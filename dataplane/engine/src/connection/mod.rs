@@ -114,8 +114,8 @@ struct Sending {
     transfer: Transfer,
     exchange: Exchange,
     outline: Outline,
-    /// Body bytes that the observer was told of.
-    told: u64,
+    /// Body bytes that the observer was told of; none until it goes on.
+    told: Option<u64>,
 }
 
 impl Connection {
@@ -405,7 +405,7 @@ impl Connection {
         match reply {
             Reply::Sent(outline) => {
                 core.stats.body_bytes.add(outline.promised);
-                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: 0 });
+                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: None });
                 exchange.recycle(core);
                 self.ended(core, outline.close);
             }
@@ -413,12 +413,12 @@ impl Connection {
                 // It counts as sent: the kernel has it from this turn on.
                 self.outgoing = Some(uring::deliver(Rc::clone(&self.socket), bytes));
                 core.stats.body_bytes.add(outline.promised);
-                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: 0 });
+                self.report(core, &exchange, outline, BodyBytes { sent: outline.promised, told: None });
                 exchange.recycle(core);
                 self.ended(core, outline.close);
             }
             Reply::Prepared(Prepared { transfer, outline }) => {
-                self.phase = Phase::Sending(Box::new(Sending { transfer, exchange, outline, told: 0 }));
+                self.phase = Phase::Sending(Box::new(Sending { transfer, exchange, outline, told: None }));
             }
             Reply::Cold(cold) => {
                 let (missing, answer) = *cold;
@@ -436,9 +436,16 @@ impl Connection {
         let progress = sending.transfer.advance(core, class, &self.socket);
         core.stats.body_bytes.add(sending.transfer.sent - before);
         let goes_on = !matches!(progress, Progress::Done | Progress::Broken(_));
-        if goes_on && sending.transfer.sent > sending.told {
-            core.progressed(class, sending.outline.status, sending.transfer.sent - sending.told);
-            sending.told = sending.transfer.sent;
+        if goes_on {
+            let Outline { status, promised, .. } = sending.outline;
+            let told = sending.told.get_or_insert_with(|| {
+                core.lasts(class, status, promised);
+                0
+            });
+            if sending.transfer.sent > *told {
+                core.progressed(class, status, sending.transfer.sent - *told);
+                *told = sending.transfer.sent;
+            }
         }
         match progress {
             Progress::Done => {
