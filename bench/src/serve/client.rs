@@ -252,7 +252,7 @@ impl Client {
     }
 
     fn fire(&mut self, slot: usize, since: Instant) -> Result<()> {
-        if self.fresh && self.connections[slot].used {
+        if self.connections[slot].used && (self.fresh || self.was_left(slot, since)?) {
             self.connections[slot] = self.connect(slot)?;
         }
         let which = self.random.random_range(0..self.requests.len());
@@ -271,6 +271,21 @@ impl Client {
         Ok(())
     }
 
+    /// Whether the server has closed a connection that was not used for long, as it may.
+    fn was_left(&self, slot: usize, now: Instant) -> Result<bool> {
+        let connection = &self.connections[slot];
+        if now.saturating_duration_since(connection.since) < IDLE_LOOKED_AT {
+            return Ok(false);
+        }
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&connection.socket, &mut [0; 1][..], flags) {
+            Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(true),
+            Ok(_) => bail!("bytes came that nobody asked for"),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error).context("a connection broke"),
+        }
+    }
+
     /// Takes what has come; the response's bytes when it is complete.
     fn receive(&mut self, slot: usize) -> Result<Option<u64>> {
         if self.redirects {
@@ -280,6 +295,11 @@ impl Client {
         loop {
             let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
             let count = match rustix::net::recv(&connection.socket, self.scratch.as_mut_slice(), flags) {
+                Ok((_, 0)) if connection.left == 0 => {
+                    // Nothing was asked for on it for long; it is opened again when something is.
+                    epoll::delete(&self.epoll, &connection.socket)?;
+                    return Ok(None);
+                }
                 Ok((_, 0)) => bail!("the server closed a connection with {} bytes to come", connection.left),
                 Ok((_, count)) => count as u64,
                 Err(Errno::AGAIN) => return Ok(None),
@@ -429,6 +449,8 @@ const REDIRECTED: &[u8] = b"HTTP/1.1 302 ";
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
 const STALL: Duration = Duration::from_secs(10);
+/// A connection that was not used for longer is looked at before it is used again.
+const IDLE_LOOKED_AT: Duration = Duration::from_secs(5);
 const EVENTS: usize = 256;
 const ACCEPT_BATCH: usize = 256;
 const SCRATCH_BYTES: usize = 256 << 10;
@@ -440,13 +462,19 @@ mod tests {
 
     use super::*;
 
-    /// Answers every request with `body_bytes` bytes, each connection on a thread of its own.
     fn server(body_bytes: usize, status: &'static str) -> SocketAddr {
+        server_that_waits(body_bytes, status, None)
+    }
+
+    /// Answers every request with `body_bytes` bytes, each connection on a thread of its own, which closes it when no
+    /// request comes for `idle`.
+    fn server_that_waits(body_bytes: usize, status: &'static str, idle: Option<Duration>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for socket in listener.incoming() {
                 let mut socket = socket.unwrap();
+                socket.set_read_timeout(idle).unwrap();
                 std::thread::spawn(move || {
                     let mut request = Vec::new();
                     let mut byte = [0];
@@ -477,6 +505,25 @@ mod tests {
         assert_eq!(latency.len(), turn.requests);
         let turn = client.open_loop(200.0, Duration::from_millis(100), &mut latency).unwrap();
         assert_eq!(turn.requests, 20);
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_while_it_was_idle_is_opened_again() {
+        let address = server_that_waits(10, "200 OK", Some(Duration::from_millis(50)));
+        let mut client = Client::new(address, &["/a".to_owned()], 1, false).unwrap();
+        let later = Instant::now() + IDLE_LOOKED_AT;
+        while !client.was_left(0, later).unwrap() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        client.fire(0, later).unwrap();
+        let answer = loop {
+            if let Some(bytes) = client.receive(0).unwrap() {
+                break bytes;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(answer > 10);
+        assert!(!client.was_left(0, later).unwrap(), "it was used just now");
     }
 
     #[test]

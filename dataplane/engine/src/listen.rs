@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::ring::ListeningSocket;
 use crate::server::{Listener, StartError};
@@ -24,6 +24,7 @@ pub(crate) fn on_every_ring(
             let copy: OwnedFd = inherited.try_clone().map_err(failed)?.into();
             // With O_NONBLOCK an accept could end at once instead of waiting in the ring.
             rustix::io::ioctl_fionbio(&copy, false).map_err(|errno| failed(errno.into()))?;
+            SockRef::from(&copy).set_tcp_notsent_lowat(UNSENT_BYTES_MAX).map_err(failed)?;
             ring.push(ListeningSocket { descriptor: copy, address, inherited: true });
         }
         return Ok(address);
@@ -52,6 +53,7 @@ fn bind(address: SocketAddr, shared: bool, mark: Option<u32>) -> io::Result<Sock
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     // Clients are accepted in bursts, until there is none.
     socket.set_nonblocking(true)?;
     if let Some(mark) = mark {
@@ -61,5 +63,8 @@ fn bind(address: SocketAddr, shared: bool, mark: Option<u32>) -> io::Result<Sock
     Ok(socket)
 }
 
+/// What the kernel keeps of a response beyond what is on its way to the client. Without, a client that hardly reads makes
+/// it take megabytes in segments as small as its window, and a thousand of them hold up the ring while it does.
+const UNSENT_BYTES_MAX: u32 = 512 << 10;
 /// Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4_096;

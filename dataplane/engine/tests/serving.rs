@@ -525,6 +525,8 @@ impl Observer for Notes {
 
     fn closed(&self, id: u64, _class: u8, socket: BorrowedFd<'_>) {
         rustix::net::getsockname(socket).unwrap();
+        let unsent = socket2::SockRef::from(&socket).tcp_notsent_lowat().unwrap();
+        assert_eq!(unsent, 512 << 10, "no more is kept for a client that does not read");
         self.closed.lock().unwrap().push(id);
     }
 
