@@ -1,3 +1,5 @@
+//! What the ledger keeps, moves, confirms and forgets, and that nothing leaks whatever happens.
+
 use proptest::prelude::*;
 
 use super::*;
