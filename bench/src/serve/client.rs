@@ -215,7 +215,7 @@ impl Client {
         Ok(turn)
     }
 
-    /// Sends one request on each connection and reads up to `bytes_per_step` of each answer every `step`.
+    /// Sends one request on each connection, and reads nothing.
     ///
     /// # Errors
     /// When a connection can't send its request.
@@ -224,13 +224,13 @@ impl Client {
         (0..self.connections.len()).try_for_each(|slot| self.fire(slot, now))
     }
 
-    /// Takes at most `bytes` from each connection, as a slow reader does.
+    /// Takes at most `bytes` from each of these connections, as slow readers do.
     ///
     /// # Errors
     /// When a connection was closed by the server.
-    pub(crate) fn sip(&mut self, bytes: usize) -> Result<u64> {
+    pub(crate) fn sip(&mut self, slots: Range<usize>, bytes: usize) -> Result<u64> {
         let mut taken = 0;
-        for connection in &mut self.connections {
+        for connection in &mut self.connections[slots] {
             let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
             match rustix::net::recv(&connection.socket, &mut self.scratch[..bytes], flags) {
                 Ok((_, 0)) => bail!("the server closed a slow reader"),

@@ -11,6 +11,7 @@ mod peer;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -465,10 +466,7 @@ fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Resul
         let mut readers = Client::new(peer.address, &work.large, SLOW_READERS, false)?;
         readers.start_all()?;
         wait_until_quiet(peer)?;
-        for _ in 0..4 {
-            readers.sip(1 << 10)?;
-            fast.open_loop(COLD_RATE, time / 4, &mut beside)?;
-        }
+        beside_readers(&mut readers, || fast.open_loop(COLD_RATE, time, &mut beside).map(drop))?;
         let threads_after = cpu::threads(peer.pid())?;
         result.servers.push(ServerResult {
             name: peer.name.clone(),
@@ -479,6 +477,28 @@ fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Resul
         });
     }
     Ok(result)
+}
+
+/// Does something while each of these clients reads a kibibyte a second, one after the other.
+fn beside_readers(readers: &mut Client, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| -> Result<()> {
+            rustix::process::setpriority_process(None, LEAST_PRIORITY)?;
+            for step in (0..SLOW_READERS).step_by(SLOW_STEP).cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                readers.sip(step..step + SLOW_STEP, 1 << 10)?;
+                std::thread::sleep(SLOW_PAUSE);
+            }
+            Ok(())
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        reading.join().map_err(|_| anyhow::anyhow!("the slow readers failed"))??;
+        worked
+    })
 }
 
 /// Fast clients' latency at a fixed rate without and with an attack by slow connections, and how many connections and
@@ -596,6 +616,9 @@ const COLD_TIME: Duration = Duration::from_secs(1);
 const COLD_ROUNDS: usize = 7;
 const IDLE_CONNECTIONS: usize = 10_000;
 const SLOW_READERS: usize = 2_000;
+/// So many of them read at once, and all within a second.
+const SLOW_STEP: usize = 20;
+const SLOW_PAUSE: Duration = Duration::from_millis(10);
 const FIXED_RATE_MIN: f64 = 4.0;
 const FIXED_RATE_TIME: Duration = Duration::from_millis(500);
 const FIXED_RATE_REQUESTS_MIN: f64 = 40.0;

@@ -164,7 +164,8 @@ impl ReservationLedger {
             let tells = |account: &Account| account.tells_in_flight.load(Ordering::Relaxed);
             promise.partial || !self.existing(at).is_some_and(tells)
         };
-        let earlier = self.take_claim(&promise, now).filter(|&(at, _)| is_same(at));
+        let claim = self.take_claim(&promise, now);
+        let earlier = claim.filter(|&(at, _)| is_same(at));
         let add = match earlier {
             Some((at, bytes)) if at == node => promise.bytes.0.saturating_sub(bytes),
             Some((at, bytes)) => {
@@ -175,9 +176,11 @@ impl ReservationLedger {
             }
             None => promise.bytes.0,
         };
-        // A piece of a download that is still open must not shrink what is known of the whole of it.
-        let claimed = match earlier {
-            Some((at, bytes)) if at == node => bytes.max(promise.bytes.0),
+        // A piece of a download that is still open must not shrink what is known of the whole of it; and what several
+        // were promised is taken back one by one.
+        let claimed = match (earlier, claim) {
+            (Some((at, bytes)), _) if at == node => bytes.max(promise.bytes.0),
+            (None, Some((at, bytes))) if at == node => bytes.saturating_add(promise.bytes.0),
             _ => promise.bytes.0,
         };
         let account = self.account(node);
@@ -195,7 +198,14 @@ impl ReservationLedger {
     /// or forged bounce harmless.
     pub fn bounce(&self, node: NodeId, promise: Promise, now: Moment) -> Bytes {
         match self.take_claim(&promise, now) {
-            Some((at, bytes)) if at == node => self.release(node, Bytes(bytes), now),
+            Some((at, bytes)) if at == node => {
+                // Others behind the same address may have been promised the rest.
+                let back = if promise.partial { bytes } else { bytes.min(promise.bytes.0) };
+                if bytes - back >= 1 << CLAIM_UNIT_BITS {
+                    self.put_claim(&promise, at, bytes - back, now);
+                }
+                self.release(node, Bytes(back), now)
+            }
             Some((at, bytes)) => {
                 // Another node has it by now: the bounce is late, so put the claim back.
                 self.put_claim(&promise, at, bytes, now);

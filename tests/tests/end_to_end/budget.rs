@@ -319,8 +319,12 @@ fn a_month_that_is_used_up_sends_customers_back_and_cuts_nobody() {
         .wait("the volunteer to be back", || Ok(node(&scene)["heartbeat_age_ms"].as_u64() < Some(1_000)))
         .unwrap();
     assert!(used(&scene) >= used_before);
+    let left_before = left(&scene);
     let again = Fetched::get(&scene.customer, &url, &directory.join("again")).unwrap();
-    assert_eq!(again.redirects, 0, "the origin serves it");
+    assert_eq!(
+        again.redirects, 0,
+        "the origin serves it, {left_before} bytes were left of {TOO_LITTLE_LEFT}"
+    );
 
     // The owner gives more, and customers come again.
     configure(&scene, "", &month(10 * volume));

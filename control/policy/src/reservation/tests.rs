@@ -83,19 +83,35 @@ fn a_retry_at_another_node_moves_the_promise() {
 #[test]
 fn customers_behind_one_address_count_each() {
     let ledger = ledger();
-    for node in [A, B] {
-        ledger.confirm(node, report(1, 0, Some(0)), at(0.0));
-    }
+    ledger.confirm(A, report(1, 0, Some(0)), at(0.0));
+    ledger.confirm(B, report(1, 0, Some(0)), at(0.0));
     ledger.reserve(A, whole(1, 8 * MB), at(0.0));
     ledger.reserve(B, whole(1, 8 * MB), at(1.0));
     ledger.reserve(B, whole(1, 8 * MB), at(2.0));
     assert_eq!(ledger.outstanding(A).0, 8 * MB);
     assert_eq!(ledger.outstanding(B).0, 16 * MB);
     // It was one customer after all, who went from one to the other and came twice there.
-    ledger.confirm(A, report(1, 0, Some(0)), at(8.0));
-    ledger.confirm(B, report(1, MB, Some(7 * MB)), at(8.0));
+    for second in 2..=8 {
+        ledger.confirm(A, report(1, 0, Some(0)), at(second.into()));
+        ledger.confirm(B, report(1, MB, Some(7 * MB)), at(second.into()));
+    }
     assert_eq!(ledger.outstanding(A), Bytes(0));
     assert_eq!(ledger.outstanding(B).0, 7 * MB);
+}
+
+#[test]
+fn each_of_several_behind_one_address_is_taken_back() {
+    let ledger = ledger();
+    ledger.confirm(A, report(1, 0, Some(0)), at(0.0));
+    for _ in 0..4 {
+        ledger.reserve(A, whole(1, 8 << 20), at(0.0));
+    }
+    assert_eq!(ledger.outstanding(A).0, 32 << 20);
+    for left in [24u64, 16, 8, 0] {
+        ledger.bounce(A, whole(1, 8 << 20), at(1.0));
+        assert_eq!(ledger.outstanding(A).0, left << 20);
+    }
+    assert_eq!(ledger.bounce(A, whole(1, 8 << 20), at(1.0)), Bytes(0));
 }
 
 #[test]
