@@ -107,7 +107,8 @@ fn outgoing_connections_and_the_owners_rest() {
     };
     let first = fetch(true);
     assert!((1_000_000..1_060_000).contains(&first.class(Class::Sync).incoming.bytes), "{first:?}");
-    assert!(first.other().incoming.bytes < 1000, "{first:?}");
+    // A segment that comes twice is counted by the interface and not by the connection.
+    assert!(first.other().incoming.bytes < 3 * 1514, "{first:?}");
     let second = fetch(false);
     assert_eq!(second.class(Class::Sync), first.class(Class::Sync));
     assert!((1_000_000..1_060_000).contains(&second.other().incoming.bytes), "{second:?}");
