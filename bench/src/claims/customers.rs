@@ -131,7 +131,7 @@ impl Course<'_> {
 }
 
 /// One file by curl, again and again until it is whole. Customers share few addresses here; that each is somebody else is told
-/// by its agent, or the front door would take those who ask for the same file for one who asks again, and send it elsewhere.
+/// by its agent, or the front door would take those who ask for the same file for one who asks again.
 fn download(customer: u64, url: &str, to: &Path, rate: u64) -> Program {
     let curl = format!(
         "curl --silent --show-error --fail --location --max-redirs 8 --retry 20 --connect-timeout 5 --speed-limit 1 \

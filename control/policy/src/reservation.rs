@@ -160,28 +160,24 @@ impl ReservationLedger {
         if promise.bytes.0 == 0 || !in_range(node) {
             return Bytes(0);
         }
-        let is_same = |at: NodeId| {
+        let counts_anew = |at: NodeId| {
             let tells = |account: &Account| account.tells_in_flight.load(Ordering::Relaxed);
-            promise.partial || !self.existing(at).is_some_and(tells)
+            !promise.partial && self.existing(at).is_some_and(tells)
         };
-        let claim = self.take_claim(&promise, now);
-        let earlier = claim.filter(|&(at, _)| is_same(at));
-        let add = match earlier {
-            Some((at, bytes)) if at == node => promise.bytes.0.saturating_sub(bytes),
+        let asked = promise.bytes.0;
+        let (add, claimed) = match self.take_claim(&promise, now) {
+            // What several were promised is taken back one by one.
+            Some((at, bytes)) if counts_anew(at) && at == node => (asked, bytes.saturating_add(asked)),
+            Some((at, _)) if counts_anew(at) => (asked, asked),
+            // A piece of a download that is still open must not shrink what is known of the whole of it.
+            Some((at, bytes)) if at == node => (asked.saturating_sub(bytes), bytes.max(asked)),
             Some((at, bytes)) => {
                 // What the first node has delivered is confirmed by its counters; only the rest moves.
-                let moved = if promise.partial { bytes.min(promise.bytes.0) } else { bytes };
+                let moved = if promise.partial { bytes.min(asked) } else { bytes };
                 self.release(at, Bytes(moved), now);
-                promise.bytes.0
+                (asked, asked)
             }
-            None => promise.bytes.0,
-        };
-        // A piece of a download that is still open must not shrink what is known of the whole of it; and what several
-        // were promised is taken back one by one.
-        let claimed = match (earlier, claim) {
-            (Some((at, bytes)), _) if at == node => bytes.max(promise.bytes.0),
-            (None, Some((at, bytes))) if at == node => bytes.saturating_add(promise.bytes.0),
-            _ => promise.bytes.0,
+            None => (asked, asked),
         };
         let account = self.account(node);
         account.reserved.fetch_add(add, Ordering::Relaxed);
