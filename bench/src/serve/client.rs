@@ -6,7 +6,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -184,8 +184,24 @@ impl Client {
         time: Duration,
         latency: &mut Histogram<u64>,
     ) -> Result<Turn> {
+        self.open_loop_beside(per_second, time, latency, |_| Ok(ControlFlow::Continue(())))
+    }
+
+    /// As [`Client::open_loop`], and each time it has looked for answers it does a little of something else on the same
+    /// thread, which is told how long this has gone on, until that wants an end. Another thread would have to share the
+    /// core, and wait, or let wait, for the scheduler's next tick: milliseconds that are not the server's.
+    ///
+    /// # Errors
+    /// As [`Client::closed_loop`], and those of `beside`.
+    pub(crate) fn open_loop_beside(
+        &mut self,
+        per_second: f64,
+        time: Duration,
+        latency: &mut Histogram<u64>,
+        mut beside: impl FnMut(Duration) -> Result<ControlFlow<()>>,
+    ) -> Result<Turn> {
         let start = Instant::now();
-        let total = (per_second * time.as_secs_f64()) as u64;
+        let mut total = (per_second * time.as_secs_f64()) as u64;
         let due = |number: u64| start + Duration::from_secs_f64(number as f64 / per_second);
         let mut idle: Vec<usize> = (0..self.connections.len()).collect();
         let mut turn = Turn { requests: 0, bytes: 0, wall: Duration::ZERO };
@@ -207,6 +223,9 @@ impl Client {
                 idle.push(slot);
                 progress = now;
             }
+            if sent < total && beside(start.elapsed())?.is_break() {
+                total = sent;
+            }
             if sent > turn.requests && now - progress > STALL {
                 bail!("{} answered nothing for {STALL:?}", self.address);
             }
@@ -220,11 +239,19 @@ impl Client {
     /// # Errors
     /// When a connection can't send its request.
     pub(crate) fn start_all(&mut self) -> Result<()> {
-        let now = Instant::now();
-        (0..self.connections.len()).try_for_each(|slot| self.fire(slot, now))
+        self.start(0..self.connections.len())
     }
 
-    /// Takes at most `bytes` from each of these connections, as slow readers do.
+    /// As [`Client::start_all`], on some of them.
+    ///
+    /// # Errors
+    /// When a connection can't send its request.
+    pub(crate) fn start(&mut self, mut slots: Range<usize>) -> Result<()> {
+        let now = Instant::now();
+        slots.try_for_each(|slot| self.fire(slot, now))
+    }
+
+    /// Takes at most `bytes` (up to 256 KiB) from each of these connections, as slow readers do.
     ///
     /// # Errors
     /// When a connection was closed by the server.
@@ -232,7 +259,8 @@ impl Client {
         let mut taken = 0;
         for connection in &mut self.connections[slots] {
             let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-            match rustix::net::recv(&connection.socket, &mut self.scratch[..bytes], flags) {
+            match rustix::net::recv(&connection.socket, &mut self.scratch[..bytes.min(SCRATCH_BYTES)], flags)
+            {
                 Ok((_, 0)) => bail!("the server closed a slow reader"),
                 Ok((_, count)) => taken += count as u64,
                 Err(Errno::AGAIN) => {}

@@ -10,9 +10,9 @@ mod files;
 mod peer;
 mod report;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hdrhistogram::Histogram;
@@ -376,11 +376,12 @@ fn in_turn<'a>(
         .try_for_each(|step| turn(&mut runs[if round.is_multiple_of(2) { step } else { count - 1 - step }]))
 }
 
-/// Latency of small requests at a fixed rate while four images that are not in memory are sent.
+/// Latency of small requests at a fixed rate while four images that are not in memory are sent, for a second or until
+/// the first is whole.
 fn cold(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments, root: &Path) -> Result<CellResult> {
     let mut result = CellResult::new(cell.name, cell.what);
     result.fixed_rate = Some(COLD_RATE);
-    let mut measured: Vec<(Histogram<u64>, f64)> = peers.iter().map(|_| (histogram(), 0.0)).collect();
+    let mut measured: Vec<(Rounds, f64)> = peers.iter().map(|_| (Rounds::new(), 0.0)).collect();
     for round in 0..(arguments.rounds as usize).min(COLD_ROUNDS) {
         for step in 0..peers.len() {
             let number = if round % 2 == 0 { step } else { peers.len() - 1 - step };
@@ -394,36 +395,51 @@ fn cold(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments, root: &P
             for path in &work.large {
                 files::make_cold(root, path)?;
             }
-            let streaming = std::thread::scope(|scope| -> Result<u64> {
-                let threads: Vec<_> = streams
-                    .iter_mut()
-                    .map(|stream| {
-                        scope.spawn(|| {
-                            // They share the client's core; how long it lets them go on is not the server's doing.
-                            rustix::process::setpriority_process(None, LEAST_PRIORITY)?;
-                            stream.closed_loop(Duration::ZERO, &mut histogram())
-                        })
-                    })
-                    .collect();
-                small.open_loop(COLD_RATE, COLD_TIME, &mut measured[number].0)?;
-                let mut bytes = 0;
-                for thread in threads {
-                    bytes += thread.join().map_err(|_| anyhow::anyhow!("a streaming client failed"))??.bytes;
-                }
-                Ok(bytes)
+            let mut streaming = Streaming::begin(streams)?;
+            let rounds = &mut measured[number].0;
+            rounds.add(|latency| {
+                small.open_loop_beside(COLD_RATE, COLD_TIME, latency, |_| streaming.go_on())
             })?;
-            measured[number].1 += streaming as f64;
+            measured[number].1 += streaming.bytes() as f64;
         }
     }
-    for (peer, (latency, streamed)) in peers.iter().zip(&measured) {
+    for (peer, (rounds, streamed)) in peers.iter().zip(measured) {
         result.servers.push(ServerResult {
             name: peer.name.clone(),
-            latency_fixed_rate: Latency::of(latency),
-            streamed_bytes: Some(*streamed),
+            latency_fixed_rate: Latency::of(&rounds.all),
+            rounds_p99_us_fixed_rate: rounds.p99_us,
+            streamed_bytes: Some(streamed),
             ..ServerResult::default()
         });
     }
     Ok(result)
+}
+
+/// Images under way, read by turns.
+struct Streaming {
+    /// Each with the bytes that were taken of it.
+    streams: Vec<(Client, u64)>,
+    turn: usize,
+}
+
+impl Streaming {
+    fn begin(mut streams: Vec<Client>) -> Result<Self> {
+        streams.iter_mut().try_for_each(Client::start_all)?;
+        Ok(Self { streams: streams.into_iter().map(|stream| (stream, 0)).collect(), turn: 0 })
+    }
+
+    /// Takes what has come of the next, up to a bound; to be ended when the first is whole.
+    fn go_on(&mut self) -> Result<ControlFlow<()>> {
+        let count = self.streams.len();
+        let (stream, taken) = &mut self.streams[self.turn % count];
+        self.turn += 1;
+        *taken += stream.sip(0..1, COLD_SIP)?;
+        Ok(if *taken >= COLD_IMAGES[0] { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.streams.iter().map(|(_, taken)| taken).sum()
+    }
 }
 
 /// Anonymous memory of the server per keep-alive connection that has had one response and waits.
@@ -457,48 +473,126 @@ fn idle_bytes(peer: &Peer, work: &Work) -> Result<f64> {
 fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Result<CellResult> {
     let mut result = CellResult::new(cell.name, cell.what);
     result.fixed_rate = Some(COLD_RATE);
-    for peer in peers {
-        let mut fast = Client::new(peer.address, &work.paths, 8, false)?;
-        let (mut alone, mut beside) = (histogram(), histogram());
-        let time = Duration::from_millis(arguments.turn_ms) * 8;
-        fast.open_loop(COLD_RATE, time, &mut alone)?;
-        let threads_before = cpu::threads(peer.pid())?;
-        let mut readers = Client::new(peer.address, &work.large, SLOW_READERS, false)?;
-        readers.start_all()?;
-        wait_until_quiet(peer)?;
-        beside_readers(&mut readers, || fast.open_loop(COLD_RATE, time, &mut beside).map(drop))?;
-        let threads_after = cpu::threads(peer.pid())?;
+    let mut runs: Vec<SlowRun<'_>> = peers.iter().map(SlowRun::new).collect();
+    for round in 0..(arguments.rounds as usize).min(SLOW_ROUNDS) {
+        for step in 0..peers.len() {
+            let number = if round % 2 == 0 { step } else { peers.len() - 1 - step };
+            runs[number].round(work).with_context(|| peers[number].name.clone())?;
+        }
+    }
+    for run in runs {
+        let growth = run.beside.p99_us.iter().zip(&run.alone.p99_us).map(|(beside, alone)| beside / alone);
+        if let Some(growth) = Spread::of(growth) {
+            result.notes.push(format!(
+                "{}: p99 beside slow readers over p99 without them, round by round: {}",
+                run.peer.name,
+                growth.text()
+            ));
+        }
         result.servers.push(ServerResult {
-            name: peer.name.clone(),
-            latency: Latency::of(&alone),
-            latency_fixed_rate: Latency::of(&beside),
-            threads: Some([threads_before, threads_after]),
+            name: run.peer.name.clone(),
+            latency: Latency::of(&run.alone.all),
+            latency_fixed_rate: Latency::of(&run.beside.all),
+            rounds_p99_us_fixed_rate: run.beside.p99_us,
+            threads: Some(run.threads),
             ..ServerResult::default()
         });
     }
     Ok(result)
 }
 
-/// Does something while each of these clients reads a kibibyte a second, one after the other.
-fn beside_readers(readers: &mut Client, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(|| -> Result<()> {
-            rustix::process::setpriority_process(None, LEAST_PRIORITY)?;
-            for step in (0..SLOW_READERS).step_by(SLOW_STEP).cycle() {
-                if done.load(Ordering::Relaxed) {
-                    break;
-                }
-                readers.sip(step..step + SLOW_STEP, 1 << 10)?;
-                std::thread::sleep(SLOW_PAUSE);
+/// One server's fast clients, without and with slow readers.
+struct SlowRun<'a> {
+    peer: &'a Peer,
+    alone: Rounds,
+    beside: Rounds,
+    /// The most that it had without and with them.
+    threads: [usize; 2],
+}
+
+impl<'a> SlowRun<'a> {
+    fn new(peer: &'a Peer) -> Self {
+        Self { peer, alone: Rounds::new(), beside: Rounds::new(), threads: [0, 0] }
+    }
+
+    fn round(&mut self, work: &Work) -> Result<()> {
+        let mut fast = Client::new(self.peer.address, &work.paths, 8, false)?;
+        wait_until_quiet(self.peer)?;
+        for _ in 0..SLOW_TURNS {
+            self.alone.add(|latency| fast.open_loop(COLD_RATE, SLOW_TIME, latency))?;
+        }
+        self.threads[0] = self.threads[0].max(cpu::threads(self.peer.pid())?);
+        let mut readers = SlowReaders::begin(self.peer, &work.large)?;
+        for _ in 0..SLOW_TURNS {
+            let before = readers.taken;
+            self.beside.add(|latency| {
+                fast.open_loop_beside(COLD_RATE, SLOW_TIME, latency, |passed| {
+                    let due = before + (passed.as_secs_f64() * SLOW_READERS as f64) as usize;
+                    while readers.taken < due {
+                        readers.sip()?;
+                    }
+                    Ok(ControlFlow::Continue(()))
+                })
+            })?;
+        }
+        self.threads[1] = self.threads[1].max(cpu::threads(self.peer.pid())?);
+        Ok(())
+    }
+}
+
+/// Clients of which each reads a kibibyte a second, one after the other.
+struct SlowReaders {
+    clients: Client,
+    /// How often one has read.
+    taken: usize,
+}
+
+impl SlowReaders {
+    /// Begins one after the other too, and lets them read until they are all steady: those that ask in the same moment
+    /// overflow their buffers, and what the kernel then sends anew and asks for comes in bursts for seconds.
+    fn begin(peer: &Peer, paths: &[String]) -> Result<Self> {
+        let mut readers = Self { clients: Client::new(peer.address, paths, SLOW_READERS, false)?, taken: 0 };
+        for started in (0..SLOW_READERS).step_by(SLOW_STEP) {
+            readers.clients.start(started..started + SLOW_STEP)?;
+            std::thread::sleep(SLOW_PAUSE);
+        }
+        let steady = Instant::now() + SLOW_STEADY_AFTER;
+        while Instant::now() < steady {
+            for _ in 0..SLOW_STEP {
+                readers.sip()?;
             }
-            Ok(())
-        });
-        let worked = work();
-        done.store(true, Ordering::Relaxed);
-        reading.join().map_err(|_| anyhow::anyhow!("the slow readers failed"))??;
-        worked
-    })
+            std::thread::sleep(SLOW_PAUSE);
+        }
+        wait_until_quiet(peer)?;
+        Ok(readers)
+    }
+
+    fn sip(&mut self) -> Result<()> {
+        let reader = self.taken % SLOW_READERS;
+        self.clients.sip(reader..reader + 1, 1 << 10)?;
+        self.taken += 1;
+        Ok(())
+    }
+}
+
+/// Latencies of several rounds, together, and the p99 of each.
+struct Rounds {
+    all: Histogram<u64>,
+    p99_us: Vec<f64>,
+}
+
+impl Rounds {
+    fn new() -> Self {
+        Self { all: histogram(), p99_us: Vec::new() }
+    }
+
+    fn add<T>(&mut self, round: impl FnOnce(&mut Histogram<u64>) -> Result<T>) -> Result<T> {
+        let mut latency = histogram();
+        let done = round(&mut latency)?;
+        self.p99_us.extend(Latency::of(&latency).map(|latency| latency.p99_us));
+        self.all.add(&latency)?;
+        Ok(done)
+    }
 }
 
 /// Fast clients' latency at a fixed rate without and with an attack by slow connections, and how many connections and
@@ -610,15 +704,20 @@ const MANY_FILES: usize = 100_000;
 const MANY_MEAN_BYTES: u64 = 13_000;
 const COLD_IMAGES: [u64; 4] = [200 << 20, (200 << 20) + 1, (200 << 20) + 2, (200 << 20) + 3];
 const COLD_RATE: f64 = 2_000.0;
-/// The nicest that a thread can be.
-const LEAST_PRIORITY: i32 = 19;
+/// So much at a time of each image: some ten microseconds.
+const COLD_SIP: usize = 64 << 10;
 const COLD_TIME: Duration = Duration::from_secs(1);
 const COLD_ROUNDS: usize = 7;
 const IDLE_CONNECTIONS: usize = 10_000;
 const SLOW_READERS: usize = 2_000;
+const SLOW_ROUNDS: usize = 3;
+/// Seconds without and with slow readers in each round.
+const SLOW_TURNS: usize = 3;
 /// So many of them read at once, and all within a second.
 const SLOW_STEP: usize = 20;
 const SLOW_PAUSE: Duration = Duration::from_millis(10);
+const SLOW_STEADY_AFTER: Duration = Duration::from_secs(6);
+const SLOW_TIME: Duration = Duration::from_secs(1);
 const FIXED_RATE_MIN: f64 = 4.0;
 const FIXED_RATE_TIME: Duration = Duration::from_millis(500);
 const FIXED_RATE_REQUESTS_MIN: f64 = 40.0;

@@ -462,10 +462,6 @@ impl Connection {
                 self.awaits(core, Awaits::Room, core.limits.send_timeout);
                 Some(Step::Writable)
             }
-            Progress::Yield => {
-                self.awaits_us(core);
-                Some(Step::Yield)
-            }
             Progress::Pause(pause) => {
                 self.awaits_us(core);
                 Some(Step::Pause(pause.clamp(PAUSE_MIN, PAUSE_MAX)))

@@ -139,6 +139,9 @@ impl OpenFile {
 
     /// A file whose bytes are behind a descriptor. `now` is in coarse milliseconds.
     pub(crate) fn behind(key: Key, root: Arc<Root>, version: Version, descriptor: OwnedFd, now: u64) -> Self {
+        if version.size > READ_AHEAD_OURS_ABOVE {
+            crate::uring::leave_reading_ahead_to_us(&descriptor);
+        }
         Self::new(key, root, version, Content::Descriptor(descriptor), Buffer::default(), now)
     }
 
@@ -239,3 +242,6 @@ const RESIDENT_TRUSTED_MILLIS: u64 = 1_000;
 
 /// Bookkeeping per kept file: the entry, its key, and a head or the room for it.
 const ENTRY_BYTES: u64 = 1_024;
+
+/// Larger files are read ahead by those who send them, smaller ones are fetched whole.
+const READ_AHEAD_OURS_ABOVE: u64 = 512 << 10;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub(crate) struct Transfer {
     /// Body bytes that the kernel took.
     pub(crate) sent: u64,
     turn: Turn,
+    /// Up to where the first segment's file is being read ahead; 0 while all was found in memory.
+    ahead: u64,
     corked: bool,
     begun: bool,
     /// Whether the sending direction is shut down behind it.
@@ -48,10 +51,9 @@ pub(crate) struct Transfer {
 pub(crate) enum Progress {
     /// Everything was taken.
     Done,
-    /// The socket is full.
+    /// The socket is full, or the turn is over. Both wait for room through the ring: an executor that is only asked
+    /// to run a task again does so dozens of times before it looks for what has come on other connections.
     Full,
-    /// The turn is over; others want theirs.
-    Yield,
     /// The pacer wants this long a break.
     Pause(Duration),
     /// The disk has to be waited for.
@@ -73,6 +75,7 @@ impl Transfer {
             segments: segments.into(),
             sent: 0,
             turn: Turn::default(),
+            ahead: 0,
             corked: false,
             begun: false,
             last: false,
@@ -94,7 +97,7 @@ impl Transfer {
 
     /// Sends until something wants to be waited for, or for one turn.
     pub(crate) fn advance(&mut self, core: &Core, class: u8, socket: &Socket) -> Progress {
-        let mut turn = TURN_BYTES;
+        let mut turn = if self.sent < FIRST_TURN_BYTES { FIRST_TURN_BYTES } else { TURN_BYTES };
         if std::mem::replace(&mut self.begun, true)
             && let Some(Segment::File { file, .. }) = self.segments.front()
             && !file.is_unchanged(core.clock.millis())
@@ -114,7 +117,7 @@ impl Transfer {
                 return Progress::Done;
             };
             if turn == 0 {
-                return Progress::Yield;
+                return Progress::Full;
             }
             let mut asked = 0;
             let (taken, is_body) = match segment {
@@ -129,11 +132,19 @@ impl Transfer {
                     let until = match resident_until(file, *position, *end, core.clock.millis()) {
                         Ok(Some(until)) => until,
                         Ok(None) => {
-                            let length = window_end(*position, *end) - *position;
+                            let window = window_end(*position, *end);
+                            self.ahead = self.ahead.max(window);
+                            let length = window - *position;
                             return Progress::Cold { file: Rc::clone(file), start: *position, length };
                         }
                         Err(error) => return Progress::Broken(error),
                     };
+                    if self.ahead > 0
+                        && let Some(span) = read_ahead(*position, *end, self.ahead)
+                    {
+                        self.ahead = span.end;
+                        uring::read_ahead(Rc::clone(file), span.start, span.end - span.start);
+                    }
                     let want = (until - *position).min(turn);
                     match self.turn.allow(core.pacer.as_ref(), class, want) {
                         Ok(allowed) => {
@@ -161,6 +172,7 @@ impl Transfer {
             }
             if self.segments.front().is_some_and(Segment::is_spent) {
                 self.segments.pop_front();
+                self.ahead = 0;
             }
         }
     }
@@ -273,6 +285,14 @@ fn resident_until(file: &OpenFile, position: u64, end: u64, now: u64) -> io::Res
     }
 }
 
+/// What is to be read now, by who sends from `position` to `end` and has had it read up to `ahead`: whole windows, or
+/// what is left.
+fn read_ahead(position: u64, end: u64, ahead: u64) -> Option<Range<u64>> {
+    let (start, far) = (ahead.max(position), position.saturating_add(AHEAD_BYTES).min(end));
+    let lacking = far.saturating_sub(start);
+    (lacking >= WINDOW_BYTES || (lacking > 0 && far == end)).then_some(start..far)
+}
+
 fn window_end(position: u64, end: u64) -> u64 {
     (position / WINDOW_BYTES + 1).saturating_mul(WINDOW_BYTES).min(end)
 }
@@ -304,5 +324,41 @@ const SENDFILE_BYTES_MAX: u64 = 256 << 10;
 /// The span whose last byte is looked for in the page cache before any of it is sent.
 const WINDOW_BYTES: u64 = 512 << 10;
 
-/// Bytes of one connection before the others get their turn.
-const TURN_BYTES: u64 = 2 << 20;
+/// What a response that met the disk is read ahead by, so that disk and network work at the same time.
+const AHEAD_BYTES: u64 = 4 * WINDOW_BYTES;
+
+/// Bytes of one response before the others get their turn: what most files are smaller than goes at once, and who has had
+/// that much takes smaller turns, so that a few who fetch images let others wait for a fraction of a millisecond.
+const FIRST_TURN_BYTES: u64 = 2 << 20;
+const TURN_BYTES: u64 = 512 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Every byte is read ahead once, in spans of a window or more but for the last, and never far ahead.
+        #[test]
+        fn all_is_read_ahead_once(
+            start in 0u64..5 << 20,
+            length in 1u64..20 << 20,
+            steps in proptest::collection::vec(1u64..3 << 20, 1..60),
+        ) {
+            let end = start + length;
+            let (mut position, mut ahead) = (start, window_end(start, end));
+            for step in steps.into_iter().chain([length]) {
+                if let Some(span) = read_ahead(position, end, ahead) {
+                    prop_assert_eq!(span.start, ahead.max(position));
+                    prop_assert!(span.end - span.start >= WINDOW_BYTES || span.end == end);
+                    prop_assert!(span.end <= end && span.end <= position + AHEAD_BYTES);
+                    ahead = span.end;
+                }
+                let most = position + AHEAD_BYTES - WINDOW_BYTES;
+                prop_assert!(ahead.max(position) >= end.min(most), "{} of {} behind {}", ahead, end, position);
+                position = (position + step).min(end);
+            }
+        }
+    }
+}

@@ -59,6 +59,15 @@ pub(crate) fn resident(file: impl AsFd, offset: u64, into: &mut [u8]) -> io::Res
     }
 }
 
+/// Turns the kernel's own reading ahead off for this open file.
+///
+/// It is done by whoever comes near the end of what was read, within the call: a thread that splices a file stands still
+/// for milliseconds while the kernel sets up the reads of the next megabytes.
+pub(crate) fn leave_reading_ahead_to_us(file: impl AsFd) {
+    // Where it is refused, nothing but that is lost.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+}
+
 /// How files are opened, inline or through the ring.
 pub(crate) struct OpenHint;
 

@@ -13,12 +13,12 @@ use std::future::Future;
 use std::io;
 
 pub(crate) use inline::{
-    DrainPipe, ignore_sigpipe, open_beneath_cached, raise_descriptor_limit, receive, resident, send,
-    sendfile, unsent_bytes,
+    DrainPipe, ignore_sigpipe, leave_reading_ahead_to_us, open_beneath_cached, raise_descriptor_limit,
+    receive, resident, send, sendfile, unsent_bytes,
 };
 pub(crate) use operation::{
     Delivery, Readiness, ReceiveBuffer, Receiving, accept, cancel, cancel_accepts, connectable, deliver,
-    open_beneath, prefetch, read_exact_at, readable, receive_later, writable,
+    open_beneath, prefetch, read_ahead, read_exact_at, readable, receive_later, writable,
 };
 pub(crate) use probe::{Abilities, ProbeError, probe};
 pub(crate) use socket::Socket;

@@ -249,13 +249,23 @@ pub(crate) async fn read_exact_at<F: AsFd + 'static>(
 /// # Errors
 /// The kernel's, or `UnexpectedEof` when the file has become shorter.
 pub(crate) async fn prefetch<F: AsFd + 'static>(file: Rc<F>, offset: u64, length: u64) -> io::Result<()> {
+    // Advice that the file system refuses only makes the read below do the work.
+    let _ = advise(Rc::clone(&file), offset, length).await;
+    read_exact_at(file, offset + length.saturating_sub(1), 0, 1).await.map(drop)
+}
+
+/// Asks the kernel to read ahead, and waits for nothing.
+pub(crate) fn read_ahead<F: AsFd + 'static>(file: Rc<F>, offset: u64, length: u64) {
+    drop(advise(file, offset, length));
+}
+
+/// The kernel gives advice that reads to a worker: setting up the reads takes the calling thread milliseconds.
+fn advise<F: AsFd + 'static>(file: Rc<F>, offset: u64, length: u64) -> InFlightOneshot<Rc<F>, Plain<Rc<F>>> {
     let span = libc::off_t::from(i32::try_from(length).unwrap_or(i32::MAX));
     let advice = opcode::Fadvise::new(types::Fd(file.as_fd().as_raw_fd()), span, libc::POSIX_FADV_WILLNEED)
         .offset(offset)
         .build();
-    // Advice that the file system refuses only makes the read below do the work.
-    let _ = submit(Rc::clone(&file), advice).await;
-    read_exact_at(file, offset + length.saturating_sub(1), 0, 1).await.map(drop)
+    submit(file, advice)
 }
 
 /// The local address of a connection.
