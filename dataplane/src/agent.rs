@@ -206,6 +206,7 @@ impl Agent {
             token: reply.sync_token.clone(),
         };
         self.pacer.share(reply.delivery_permille);
+        self.pacer.put_small_first(reply.small_first);
         replace(&self.origin, Some(origin));
         replace(&self.wanted, reply.manifest_sequence);
         if self.orders.follow(reply.hold.as_ref(), &self.mirror) {

@@ -1,8 +1,8 @@
 //! `bench validate`: what the simulator foretells of ten volunteers, beside what the real programs do there.
 //!
 //! The same requests come at the same moments to both: on the testbed as curls over links with rates, in the simulator
-//! as flows over uplinks of the payload that these links carry. Nothing is fitted but what a download costs where nothing
-//! is busy, which is measured first.
+//! as flows over uplinks of the payload that these links carry. Nothing is fitted but what a download and a release cost
+//! where nothing is busy, which is measured first.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,7 +68,7 @@ const fn sharing(arbiter: [&'static str; 2]) -> Way {
 }
 
 /// Three and more ways of choosing a volunteer without a release, then of sharing links with one.
-const WAYS: [Way; 8] = [
+const WAYS: [Way; 9] = [
     choosing(OURS),
     choosing("random"),
     choosing("round-robin"),
@@ -77,6 +77,7 @@ const WAYS: [Way; 8] = [
     sharing(["delivery-first"; 2]),
     sharing(["sync-first"; 2]),
     sharing(["fixed-split", "fixed-split:0.5"]),
+    sharing(["shortest-remaining"; 2]),
 ];
 
 impl Way {
@@ -115,7 +116,13 @@ pub(crate) fn run(arguments: &Arguments, cancel: &Cancel) -> Result<ExitCode> {
     document.parameter("customers come for", format!("{} s", arguments.seconds));
     document.parameter("volunteers' uplinks", format!("{:?} Mbit/s", uplinks()));
     let mut stage = set_up(&programs, cancel)?;
-    let idle = idle(&mut stage)?;
+    let mut idle = idle(&mut stage)?;
+    if ways.iter().any(|way| way.releases) {
+        idle.preparing = preparing(&mut stage, idle, arguments.seed)?;
+        let preparing = format!("{:.1} s", idle.preparing);
+        eprintln!("where nothing is busy, a release takes {preparing} until mirrors fetch it");
+        document.parameter("a release takes until mirrors fetch it, where nothing is busy", preparing);
+    }
     let alone = format!("{:.0} ms and its bytes at {}", idle.secs * 1e3, BytesPerSec(idle.rate as u64));
     eprintln!("where nothing is busy, a download takes {alone}");
     document.parameter("a download takes, where nothing is busy", alone);
@@ -193,6 +200,8 @@ struct Idle {
     secs: f64,
     /// Bytes per second of the rest: what the customer's tool makes of the rate that it is told to keep to.
     rate: f64,
+    /// From the publication of a release until mirrors fetch it, seconds: it is read and hashed, and they have to hear of it.
+    preparing: f64,
 }
 
 impl Idle {
@@ -204,7 +213,7 @@ impl Idle {
         let shared = mean(&|one| (one.0 - bytes) * (one.1 - secs));
         let spread = mean(&|one| (one.0 - bytes).powi(2));
         let slope = (shared / spread).max(1.0 / CUSTOMER_RATE as f64);
-        let idle = Idle { secs: (secs - slope * bytes).max(0.0), rate: 1.0 / slope };
+        let idle = Idle { secs: (secs - slope * bytes).max(0.0), rate: 1.0 / slope, preparing: 0.0 };
         (spread > 0.0 && idle.secs.is_finite()).then_some(idle)
     }
 }
@@ -232,9 +241,22 @@ fn idle(stage: &mut Stage) -> Result<Idle> {
     Idle::of(&downloads).context("expected downloads of several sizes")
 }
 
+/// Publishes a release while there are no customers; how much longer than foretold it takes until all have it.
+fn preparing(stage: &mut Stage, idle: Idle, seed: u64) -> Result<f64> {
+    let (path, bytes) = files().into_iter().min_by_key(|(_, bytes)| *bytes).context("there are files")?;
+    // A course has to have a customer.
+    let last = Wish { at: QUIET_SECS, path, bytes };
+    let release = Published { at: 1.0, bytes: RELEASE_BYTES, seed: seed * 100_000 + 99 };
+    stage.set("arbiter", "equal-lateness")?;
+    let turn = turn(stage, vec![last.clone()], Some(release))?;
+    let way = sharing(["equal-lateness"; 2]);
+    let foretold = foretold(&way, &[last], Some(release), idle, seed)?;
+    Ok((turn.sync_secs - foretold.sync).max(0.0))
+}
+
 /// The mean of several runs of the simulator, because what is drawn there is not what is drawn here.
 fn foretold(way: &Way, wishes: &[Wish], release: Option<Published>, idle: Idle, seed: u64) -> Result<Times> {
-    let scenario = scenario(way, wishes, release, idle.rate);
+    let scenario = scenario(way, wishes, release, idle);
     let mut sum = Times { mean: 0.0, median: 0.0, p90: 0.0, sync: 0.0 };
     for run in 0..RUNS {
         let outcome = simulate(&scenario, seed * RUNS + run)?;
@@ -248,7 +270,7 @@ fn foretold(way: &Way, wishes: &[Wish], release: Option<Published>, idle: Idle, 
         sum.mean += outcome.wait_mean + idle.secs;
         sum.median += outcome.wait_p50 + idle.secs;
         sum.p90 += p90 + idle.secs;
-        sum.sync += outcome.sync_max;
+        sum.sync += outcome.sync_max + if way.releases { idle.preparing } else { 0.0 };
     }
     let runs = RUNS as f64;
     Ok(Times { mean: sum.mean / runs, median: sum.median / runs, p90: sum.p90 / runs, sync: sum.sync / runs })
@@ -258,7 +280,7 @@ fn cdf_at(outcome: &Outcome, part: f64) -> f64 {
     outcome.wait_cdf.iter().find(|(_, up_to)| *up_to >= part).map_or(f64::NAN, |(secs, _)| *secs)
 }
 
-fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>, customer_rate: f64) -> Scenario {
+fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>, idle: Idle) -> Scenario {
     let rate = |bytes: f64| BytesPerSec(bytes as u64);
     let node = |mbit: u64| NodeGroup {
         count: 1,
@@ -276,7 +298,7 @@ fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>, customer_rat
     let released = |release: Published| Release {
         at_seconds: release.at,
         size: Bytes(release.bytes as u64),
-        ahead_seconds: 0.0,
+        ahead_seconds: -idle.preparing,
         crowd: 0,
         crowd_ebb_seconds: 1.0,
     };
@@ -304,7 +326,7 @@ fn scenario(way: &Way, wishes: &[Wish], release: Option<Published>, customer_rat
         },
         nodes,
         heartbeat: Heartbeat { interval_seconds: HEARTBEAT_SECS, delay_seconds: 0.0, loss: 0.0 },
-        clients: vec![ClientClass { rate: rate(customer_rate), part: 1.0 }],
+        clients: vec![ClientClass { rate: rate(idle.rate), part: 1.0 }],
         workload: Workload::Listed { requests: wishes.iter().map(|wish| (wish.at, wish.bytes)).collect() },
         releases: release.map(released).into_iter().collect(),
         faults: Vec::new(),
@@ -367,20 +389,22 @@ const PIECE_BYTES: usize = 32 << 10;
 const RUNS: u64 = 20;
 /// Seconds between two downloads on idle links.
 const IDLE_APART: f64 = 0.3;
+/// In which a release is everywhere while nothing else is sent.
+const QUIET_SECS: f64 = 15.0;
 /// Simulated after the last customer came, so that all are served.
 const AFTERWARDS_SECS: f64 = 600.0;
 const TITLE: &str = "The simulator against the testbed";
 const ABOUT: &str = "Ten volunteers with uneven uplinks, the same customers at the same moments: completion times of real \
                      programs over namespaces with rate-limited links, and those that the simulator foretells.";
 const READING: &str = "The simulator runs the policies that control runs. It knows the links' rates, when customers come and \
-                       for how many bytes, and what a download takes where nothing is busy; nothing else is told to it. What \
+                       for how many bytes, and what a download and a release take where nothing is busy; nothing else is told to it. What \
                        is drawn at random differs on the two sides, so the simulator's figures are means of several runs.";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const IDLE: Idle = Idle { secs: 0.1, rate: CUSTOMER_RATE as f64 };
+    const IDLE: Idle = Idle { secs: 0.1, rate: CUSTOMER_RATE as f64, preparing: 2.0 };
 
     fn wishes() -> Vec<Wish> {
         poisson(&files(), 0.5 * payload(), 20.0, 3)

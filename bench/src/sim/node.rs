@@ -12,7 +12,7 @@ use freshet_policy::steering::BudgetOutlook;
 use jiff::civil::DateTime;
 
 use super::scenario::{Churn, NodeGroup, Scenario};
-use super::uplink::{FlowId, Group, Uplink};
+use super::uplink::{FlowId, Group, Receiver, Uplink};
 use super::view::Report;
 
 /// One host.
@@ -149,7 +149,7 @@ impl Node {
     }
 
     /// What it says about itself.
-    pub(super) fn report(&self, node: u32, now: f64, limits: &[f64]) -> Report {
+    pub(super) fn report(&self, node: u32, now: f64, receivers: &[Receiver]) -> Report {
         Report {
             node,
             at: now,
@@ -158,7 +158,7 @@ impl Node {
             synced: self.uplink.sent(Group::Sync),
             active: self.uplink.flows(Group::Delivery),
             // Who claims more than it has believes that the others are slow.
-            saturated: self.claimed <= self.donation && self.uplink.is_saturated(limits),
+            saturated: self.claimed <= self.donation && self.uplink.is_saturated(receivers),
             donated: self.uplink.capacity() / self.donation * self.claimed,
             outlook: self.outlook,
             draining: self.is_spent(),

@@ -229,7 +229,7 @@ pub(crate) struct Release {
     pub(crate) at_seconds: f64,
     /// How much is new.
     pub(crate) size: Bytes,
-    /// How long before publication mirrors may fetch it.
+    /// How long before publication mirrors may fetch it; less than 0 is after it, because it had to be prepared.
     #[serde(default)]
     pub(crate) ahead_seconds: f64,
     /// Customers who come for it in all.

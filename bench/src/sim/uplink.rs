@@ -21,6 +21,15 @@ pub(super) enum Group {
 /// Identifies a flow to its owner; the uplink only keeps it.
 pub(super) type FlowId = u32;
 
+/// What all flows of a class have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Receiver {
+    /// What its link takes, bytes per second.
+    pub(super) limit: f64,
+    /// A flow's part of what is shared, relative to the others'.
+    pub(super) weight: f64,
+}
+
 /// A flow that waits for the virtual clock to pass `end`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Waiting {
@@ -96,12 +105,12 @@ impl Uplink {
     }
 
     /// Whether the open flows could take more than it carries.
-    pub(super) fn is_saturated(&self, limits: &[f64]) -> bool {
+    pub(super) fn is_saturated(&self, receivers: &[Receiver]) -> bool {
         let wanted: f64 = self
             .groups
             .iter()
-            .flat_map(|classes| classes.iter().zip(limits))
-            .map(|(class, limit)| class.waiting.len() as f64 * limit)
+            .flat_map(|classes| classes.iter().zip(receivers))
+            .map(|(class, receiver)| class.waiting.len() as f64 * receiver.limit)
             .sum();
         wanted >= self.capacity
     }
@@ -185,11 +194,15 @@ impl Uplink {
         self.delivery_share
     }
 
-    /// Computes all rates anew; `limits` are the classes' receiver rates, ascending. Returns when the
+    /// Computes all rates anew; `receivers` are those of the classes, ascending by limit over weight. Returns when the
     /// next flow will be done, if nothing changes before.
-    pub(super) fn share_out(&mut self, limits: &[f64]) -> Option<f64> {
+    pub(super) fn share_out(&mut self, receivers: &[Receiver]) -> Option<f64> {
         let wanted = |classes: &[RateClass]| -> f64 {
-            classes.iter().zip(limits).map(|(class, limit)| class.waiting.len() as f64 * limit).sum()
+            classes
+                .iter()
+                .zip(receivers)
+                .map(|(class, receiver)| class.waiting.len() as f64 * receiver.limit)
+                .sum()
         };
         let (delivery, sync) = (wanted(&self.groups[0]), wanted(&self.groups[1]));
         let guaranteed = self.capacity * self.delivery_share;
@@ -197,15 +210,16 @@ impl Uplink {
         let for_sync = sync.min(self.capacity - for_delivery);
         let mut next: Option<f64> = None;
         for (classes, mut left) in self.groups.iter_mut().zip([for_delivery, for_sync]) {
-            let mut flows: usize = classes.iter().map(|class| class.waiting.len()).sum();
-            for (class, &limit) in classes.iter_mut().zip(limits) {
-                let count = class.waiting.len();
-                if count == 0 {
+            let weight =
+                |class: &RateClass, receiver: &Receiver| class.waiting.len() as f64 * receiver.weight;
+            let mut weights: f64 = classes.iter().zip(receivers).map(|(c, r)| weight(c, r)).sum();
+            for (class, receiver) in classes.iter_mut().zip(receivers) {
+                if class.waiting.is_empty() {
                     continue;
                 }
-                class.rate = limit.min(left.max(0.0) / flows as f64);
-                left -= class.rate * count as f64;
-                flows -= count;
+                class.rate = receiver.limit.min(left.max(0.0) * receiver.weight / weights);
+                left -= class.rate * class.waiting.len() as f64;
+                weights -= weight(class, receiver);
                 if let Some(Reverse(first)) = class.waiting.peek()
                     && class.rate > 0.0
                 {
@@ -232,18 +246,23 @@ mod tests {
     use super::*;
 
     const LIMITS: [f64; 3] = [10.0, 40.0, 1000.0];
+    const ALIKE: [Receiver; 3] = [alike(10.0), alike(40.0), alike(1000.0)];
+
+    const fn alike(limit: f64) -> Receiver {
+        Receiver { limit, weight: 1.0 }
+    }
 
     #[test]
     fn slow_receivers_leave_the_rest_to_the_others() {
         let mut uplink = Uplink::new(100.0, 3);
         uplink.open(Group::Delivery, 0, 1, 1000.0);
         uplink.open(Group::Delivery, 2, 2, 900.0);
-        assert_eq!(uplink.share_out(&LIMITS), Some(10.0));
+        assert_eq!(uplink.share_out(&ALIKE), Some(10.0));
         uplink.advance(10.0);
         let mut done = Vec::new();
         uplink.done(&mut done);
         assert_eq!(done, [2]);
-        assert_eq!(uplink.share_out(&LIMITS), Some(100.0));
+        assert_eq!(uplink.share_out(&ALIKE), Some(100.0));
         assert!((uplink.backlog(Group::Delivery) - 900.0).abs() < 1e-9);
         assert!((uplink.sent(Group::Delivery) - 1000.0).abs() < 1e-9);
     }
@@ -253,17 +272,36 @@ mod tests {
         let mut uplink = Uplink::new(100.0, 3);
         uplink.set(100.0, 0.7);
         uplink.open(Group::Delivery, 2, 1, 1e6);
-        uplink.share_out(&LIMITS);
+        uplink.share_out(&ALIKE);
         assert_eq!(uplink.rate(Group::Delivery), 100.0);
         uplink.open(Group::Sync, 2, 2, 1e6);
-        uplink.share_out(&LIMITS);
+        uplink.share_out(&ALIKE);
         assert!((uplink.rate(Group::Delivery) - 70.0).abs() < 1e-9);
         assert!((uplink.rate(Group::Sync) - 30.0).abs() < 1e-9);
         assert_eq!(uplink.break_off().len(), 2);
         uplink.open(Group::Sync, 0, 3, 1e6);
         uplink.open(Group::Delivery, 2, 4, 1e6);
-        uplink.share_out(&LIMITS);
+        uplink.share_out(&ALIKE);
         assert!((uplink.rate(Group::Delivery) - 90.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn weights_count_while_receivers_are_not_the_limit() {
+        let weighed = [Receiver { limit: 100.0, weight: 9.0 }, Receiver { limit: 100.0, weight: 1.0 }];
+        let mut uplink = Uplink::new(100.0, 2);
+        uplink.open(Group::Delivery, 0, 1, 900.0);
+        uplink.open(Group::Delivery, 1, 2, 200.0);
+        // 90 and 10 a second; then one alone, with what is left.
+        assert_eq!(uplink.share_out(&weighed), Some(10.0));
+        uplink.advance(10.0);
+        let mut done = Vec::new();
+        uplink.done(&mut done);
+        assert_eq!(done, [1]);
+        assert_eq!(uplink.share_out(&weighed), Some(11.0));
+        // A small one whose receiver is slow leaves the rest to the large one.
+        let slow = [Receiver { limit: 5.0, weight: 9.0 }, weighed[1]];
+        uplink.open(Group::Delivery, 0, 3, 1e6);
+        assert_eq!(uplink.share_out(&slow), Some(10.0 + 100.0 / 95.0));
     }
 
     proptest! {
@@ -284,7 +322,7 @@ mod tests {
                     let mut ended = Vec::new();
                     uplink.done(&mut ended);
                     done.extend(ended.into_iter().map(|flow| (flow, at)));
-                    *next = uplink.share_out(&LIMITS);
+                    *next = uplink.share_out(&ALIKE);
                 }
                 uplink.advance(until);
             };
@@ -293,7 +331,7 @@ mod tests {
                 run_to(&mut uplink, &mut next, now, &mut done);
                 let group = if *sync { Group::Sync } else { Group::Delivery };
                 uplink.open(group, *class, number as u32, *size);
-                next = uplink.share_out(&LIMITS);
+                next = uplink.share_out(&ALIKE);
                 total += size;
                 started.push(now);
             }

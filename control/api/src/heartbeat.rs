@@ -218,6 +218,9 @@ pub struct HeartbeatReply {
     /// a say.
     #[serde(default)]
     pub delivery_permille: Option<u16>,
+    /// Whether small downloads go before large ones within delivery's share.
+    #[serde(default)]
+    pub small_first: bool,
     /// What to hold; none where the owner chooses, or nothing was ordered yet.
     #[serde(default)]
     pub hold: Option<HoldOrder>,

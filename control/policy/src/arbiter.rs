@@ -35,6 +35,12 @@ pub trait Arbiter: Send + fmt::Debug {
     fn takes_turns(&self) -> bool {
         false
     }
+
+    /// Whether small downloads go before large ones at the volunteers under this law (see
+    /// [`Weight`](crate::pacing::Weight)), instead of all alike.
+    fn puts_small_first(&self) -> bool {
+        false
+    }
 }
 
 /// What a node's uplink has to do.

@@ -29,6 +29,27 @@ pub enum Pace {
     Wait(Duration),
 }
 
+/// How much a sender gets beside others of its class. Among equals all get alike.
+///
+/// Most downloads are small and most bytes are those of large ones: so large ones hardly notice when small ones go first,
+/// and most customers wait much less (Harchol-Balter, Schroeder, Bansal and Agrawal, "Size-based scheduling to improve web
+/// performance", 2003). Not strictly first: large ones always go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weight {
+    /// [`SMALL_COUNTS`] times as much as a large one, as far as whole segments allow it.
+    #[default]
+    Small,
+    /// What is left.
+    Large,
+}
+
+impl Weight {
+    /// Of a response from a file of that size. The whole file counts, so that nobody gets more by asking for parts.
+    pub fn of(file: Bytes) -> Weight {
+        if file.0 <= SMALL_BYTES_MAX { Weight::Small } else { Weight::Large }
+    }
+}
+
 /// Where somebody who waits stands in the line of its class; at first nowhere.
 ///
 /// It is good for one class of one pacer, and for one grant. Whoever stops waiting must give it back with
@@ -99,10 +120,15 @@ impl SharedPacer {
     /// Takes up to `want` bytes for `class` at `now`. Whoever is told to wait is given a `place`, and asks again
     /// with it.
     pub fn take(&self, class: u8, want: u64, place: &mut Place, now: Moment) -> Pace {
+        self.take_weighed(class, want, Weight::Small, place, now)
+    }
+
+    /// As [`SharedPacer::take`], for a sender that gets more or less than others of its class.
+    pub fn take_weighed(&self, class: u8, want: u64, weight: Weight, place: &mut Place, now: Moment) -> Pace {
         if want == 0 || (place.bytes == 0 && self.is_unlimited(class)) {
             return Pace::Bytes(want);
         }
-        self.line().take(index(class), want, place, now)
+        self.line().take(index(class), want, weight, place, now)
     }
 
     /// Gives back a place that is not waited for any more, and `unused` bytes of a grant.
@@ -163,6 +189,10 @@ fn backlog(rate: u64) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX).max(2 * BURST_BYTES_MIN)
 }
 
+/// Larger files are large: a package is small, an image is not.
+pub const SMALL_BYTES_MAX: u64 = 16_000_000;
+/// What a small one gets beside a large one, times.
+pub const SMALL_COUNTS: u64 = 12;
 /// Classes that are told apart (see `freshet_api::Class::number`).
 pub const CLASSES: usize = 4;
 /// The most bytes one take grants while there is a limit.
@@ -199,6 +229,8 @@ mod tests {
     struct Greedy<'a> {
         pacer: &'a SharedPacer,
         /// By sender.
+        weight: Vec<Weight>,
+        /// By sender.
         class: Vec<u8>,
         /// By sender, microseconds.
         late: Vec<u64>,
@@ -212,7 +244,8 @@ mod tests {
         fn new(pacer: &'a SharedPacer, class: Vec<u8>, late_us: u64) -> Self {
             let late = vec![late_us; class.len()];
             let places = vec![Place::NOWHERE; class.len()];
-            Greedy { pacer, class, late, places, sent: Vec::new() }
+            let weight = vec![Weight::Small; class.len()];
+            Greedy { pacer, weight, class, late, places, sent: Vec::new() }
         }
 
         /// Sends from `from` for `seconds`; bytes by sender.
@@ -225,7 +258,9 @@ mod tests {
                 if now >= until {
                     continue;
                 }
-                let next = match self.pacer.take(self.class[sender], 1 << 20, &mut self.places[sender], now) {
+                let (class, weight) = (self.class[sender], self.weight[sender]);
+                let place = &mut self.places[sender];
+                let next = match self.pacer.take_weighed(class, 1 << 20, weight, place, now) {
                     Pace::Bytes(bytes) => {
                         sum[sender] += bytes;
                         self.sent.push((now, sender, bytes));
@@ -316,6 +351,41 @@ mod tests {
                 assert!(!even || jain(&sent) > 0.995, "{case}: Jain {}", jain(&sent));
             }
         }
+    }
+
+    #[test]
+    fn small_ones_go_first_and_large_ones_go_on() {
+        for mbit in [20u64, 50, 100, 200, 1000] {
+            for (small, large, late_us) in [(1, 1, 0), (4, 4, 0), (2, 20, 100), (8, 3, 1100)] {
+                let rate = mbit * 125_000;
+                let pacer = SharedPacer::new(BytesPerSec(rate), Shares::NONE);
+                let mut senders = Greedy::new(&pacer, vec![DELIVERY; small + large], late_us);
+                senders.weight[small..].fill(Weight::Large);
+                let start = Moment::from_secs_f64(100.0);
+                senders.run(start, 1.0);
+                let sent = senders.run(start + Duration::from_secs(1), 10.0);
+                senders.keeps_to(rate);
+                let case = format!("{mbit} Mbit/s, {small} small, {large} large, {late_us} us late");
+                let error = error(&sent, rate, 10.0);
+                assert!(error.abs() <= 0.003 + late_us as f64 / 10e6, "{case}: {error:+.4}");
+                let of = |sent: &[u64]| sent.iter().sum::<u64>() as f64 / sent.len() as f64;
+                let ratio = of(&sent[..small]) / of(&sent[small..]);
+                assert!((8.0..20.0).contains(&ratio), "{case}: {ratio}");
+                assert!(jain(&sent[..small]) > 0.99 && jain(&sent[small..]) > 0.99, "{case}: {sent:?}");
+                // Once no small ones come, it is as if there had never been any.
+                senders.leave(start + Duration::from_secs(11));
+                let mut alone = Greedy::new(&pacer, vec![DELIVERY; large], late_us);
+                alone.weight.fill(Weight::Large);
+                let sent = alone.run(start + Duration::from_secs(12), 5.0);
+                assert!((sent.iter().sum::<u64>() as f64 / (rate as f64 * 5.0) - 1.0).abs() < 0.01, "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_small_or_large_as_a_whole() {
+        assert_eq!(Weight::of(Bytes(SMALL_BYTES_MAX)), Weight::Small);
+        assert_eq!(Weight::of(Bytes(SMALL_BYTES_MAX + 1)), Weight::Large);
     }
 
     #[test]

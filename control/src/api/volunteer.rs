@@ -96,6 +96,7 @@ pub(super) async fn heartbeat(
         draining,
         banned,
         delivery_permille: parts.steward.delivery_permille(node.id),
+        small_first: parts.steward.puts_small_first(),
         hold: parts.steward.planner().order(node.id),
     }))
 }

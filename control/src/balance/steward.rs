@@ -114,6 +114,12 @@ impl Steward {
         Some((f64::from(delivery) * 1e3).round().clamp(0.0, 1e3) as u16)
     }
 
+    /// Whether small downloads go before large ones, at all volunteers and at all times.
+    pub fn puts_small_first(&self) -> bool {
+        let rules = self.rooms.desk.rules();
+        rules.balance.arbiter != ArbiterRule::Off && law(&rules.balance).puts_small_first()
+    }
+
     /// What the law says by what is owed now; `None` while everybody's share is being worked out anyhow.
     fn share_now(&self, node: NodeId, last: &Share) -> Option<f32> {
         let mut laws = self.laws.try_lock().ok()?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use freshet_api::{Bytes, BytesPerSec, Class};
-use freshet_engine::{Grant, Pacer, Place};
+use freshet_engine::{Grant, Pacer, Place, Want};
 use freshet_policy::Moment;
 use freshet_policy::pacing::{self, Pace, SharedPacer, Shares};
 use freshet_policy::reservation::payload_of_wire;
@@ -63,16 +63,16 @@ impl Pacer for SyncPacer {
         class != Class::Sync.number()
     }
 
-    fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant {
+    fn take(&self, class: u8, want: Want, place: &mut Place, now: Instant) -> Grant {
         let mut own = pacing::Place { end: place.end, bytes: place.bytes };
-        let mut pace = self.sending.take(class, want, &mut own, self.moment(now));
+        let mut pace = self.sending.take(class, want.bytes, &mut own, self.moment(now));
         if let Pace::Bytes(bytes) = pace
             && self.grants.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)
             && self.elsewhere.settle(bytes)
         {
             // These went out by the other port; at least every second grant is for those who ask here.
             own = pacing::Place::NOWHERE;
-            pace = self.sending.take(class, want, &mut own, self.moment(now));
+            pace = self.sending.take(class, want.bytes, &mut own, self.moment(now));
         }
         *place = Place { end: own.end, bytes: own.bytes };
         match pace {
@@ -96,6 +96,10 @@ const OWED_MAX: u64 = 4 << 20;
 mod tests {
     use super::*;
 
+    fn want(bytes: u64) -> Want {
+        Want { bytes, file_bytes: bytes }
+    }
+
     #[test]
     fn only_the_sync_port_is_held_to_the_rate() {
         let pacer = SyncPacer::new(BytesPerSec(1_514_000), Arc::default());
@@ -103,7 +107,7 @@ mod tests {
         let (class, begun) = (Class::Sync.number(), Instant::now());
         let (mut now, mut sent, mut place) = (begun, 0u64, Place::default());
         while sent < 14_480_000 {
-            match pacer.take(class, 64 << 10, &mut place, now) {
+            match pacer.take(class, want(64 << 10), &mut place, now) {
                 Grant::Bytes(bytes) => sent += bytes,
                 Grant::Wait(wait) => now += wait,
             }
@@ -122,7 +126,7 @@ mod tests {
             let (mut now, mut sent, mut place) = (begun + Duration::from_secs(from), 0u64, Place::default());
             elsewhere.note(noted);
             while now < begun + Duration::from_secs(to) {
-                match pacer.take(class, 16 << 10, &mut place, now) {
+                match pacer.take(class, want(16 << 10), &mut place, now) {
                     Grant::Bytes(bytes) => sent += bytes,
                     Grant::Wait(wait) => now += wait,
                 }

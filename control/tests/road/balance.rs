@@ -151,6 +151,12 @@ async fn volunteers_are_told_how_to_share_their_rate() {
     // Nothing is to be shared any more: half for whoever has work first.
     south.next.sync.bytes_missing = 0;
     told(&mut south, Some(500)).await;
+    // One law puts small downloads first, also where nothing is to be copied.
+    assert!(!south.beat().await.small_first);
+    set(&operator, "arbiter", "shortest-remaining").await;
+    assert!(south.beat().await.small_first);
+    set(&operator, "arbiter", "off").await;
+    assert!(!south.beat().await.small_first);
 }
 
 async fn told(volunteer: &mut crate::stage::Volunteer, expected: Option<u16>) {

@@ -32,7 +32,7 @@ pub use activation::Inherited;
 pub use directory::DirectorySite;
 pub use limits::Limits;
 pub use observe::{Observer, Observers, ResponseRecord};
-pub use pace::{Grant, Pacer, Place};
+pub use pace::{Grant, Pacer, Place, Want};
 pub use server::{Listener, Running, Server, StartError, Stats, StatsReader};
 pub use site::{
     Answer, Body, Fields, FileAnswer, InvalidField, Method, Redirect, Refusal, Request, Root, Site,

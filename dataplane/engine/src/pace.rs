@@ -11,9 +11,9 @@ pub trait Pacer: Send + Sync + 'static {
         false
     }
 
-    /// Takes up to `want` bytes for `class` at `now`. Who is told to wait asks again with the `place` he was given,
+    /// Takes up to `want` for `class` at `now`. Who is told to wait asks again with the `place` he was given,
     /// which is not another's and good for one grant; at first it is nowhere.
-    fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant;
+    fn take(&self, class: u8, want: Want, place: &mut Place, now: Instant) -> Grant;
 
     /// Whether nothing will be granted for long: who is told to wait is then cut, so that the client asks elsewhere rather
     /// than hang.
@@ -26,6 +26,15 @@ pub trait Pacer: Send + Sync + 'static {
     fn leave(&self, class: u8, place: Place, unused: u64) {
         let _ = (class, place, unused);
     }
+}
+
+/// What a response asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Bytes that could go now.
+    pub bytes: u64,
+    /// Bytes of the whole file that they belong to, whatever part of it was asked for.
+    pub file_bytes: u64,
 }
 
 /// Where somebody who was told to wait stands; only the pacer that gave it knows what it means.
@@ -57,12 +66,13 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// How many of `want` bytes may go now, or how long to wait.
+    /// How many of `want` bytes, of a file of `file_bytes`, may go now, or how long to wait.
     pub(crate) fn allow(
         &mut self,
         pacer: Option<&Arc<dyn Pacer>>,
         class: u8,
         want: u64,
+        file_bytes: u64,
     ) -> Result<u64, Duration> {
         let Some(pacer) = pacer else { return Ok(want) };
         if want == 0 {
@@ -74,7 +84,8 @@ impl Turn {
         }
         if self.granted == 0 {
             self.giver.get_or_insert_with(|| (Arc::clone(pacer), class));
-            match pacer.take(class, want.min(CHUNK_BYTES), &mut self.place, Instant::now()) {
+            let want = Want { bytes: want.min(CHUNK_BYTES), file_bytes };
+            match pacer.take(class, want, &mut self.place, Instant::now()) {
                 Grant::Bytes(bytes) => self.granted = bytes.max(1),
                 Grant::Wait(pause) => return Err(pause),
             }
@@ -134,7 +145,7 @@ mod tests {
             self.free.load(std::sync::atomic::Ordering::Relaxed)
         }
 
-        fn take(&self, _class: u8, _want: u64, place: &mut Place, _now: Instant) -> Grant {
+        fn take(&self, _class: u8, _want: Want, place: &mut Place, _now: Instant) -> Grant {
             let grant = self.grants.lock().unwrap().remove(0);
             *place = match grant {
                 Grant::Bytes(_) => Place::default(),
@@ -156,23 +167,23 @@ mod tests {
         *listed.grants.lock().unwrap() = vec![Grant::Wait(pause), Grant::Bytes(100), Grant::Wait(pause)];
 
         let mut turn = Turn::default();
-        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000), Err(pause));
-        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000), Ok(100));
+        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000, 1 << 40), Err(pause));
+        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000, 1 << 40), Ok(100));
         turn.sent(40);
-        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000), Ok(60));
+        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000, 1 << 40), Ok(60));
         drop(turn);
         assert_eq!(*listed.left.lock().unwrap(), [(0, 60)]);
 
         let mut turn = Turn::default();
-        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000), Err(pause));
+        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000, 1 << 40), Err(pause));
         listed.free.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000), Ok(1000));
+        assert_eq!(turn.allow(pacer.as_ref(), 1, 1000, 1 << 40), Ok(1000));
         drop(turn);
         assert_eq!(*listed.left.lock().unwrap(), [(0, 60), (5, 0)]);
     }
 
     #[test]
     fn without_a_pacer_all_may_go() {
-        assert_eq!(Turn::default().allow(None, 1, 1 << 40), Ok(1 << 40));
+        assert_eq!(Turn::default().allow(None, 1, 1 << 40, 1 << 40), Ok(1 << 40));
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use freshet_engine::{
     Answer, Body, FileAnswer, Grant, Limits, Listener, Observer, Pacer, Place, Redirect, Refusal, Request,
-    ResponseRecord, Root, Server, Site, StartError, Unavailable,
+    ResponseRecord, Root, Server, Site, StartError, Unavailable, Want,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
 use support::{Client, Served, Setting, eventually, pattern, request};
@@ -445,10 +445,10 @@ impl Pacer for Bucket {
         self.free.load(Ordering::Relaxed)
     }
 
-    fn take(&self, class: u8, want: u64, _place: &mut Place, now: Instant) -> Grant {
+    fn take(&self, class: u8, want: Want, _place: &mut Place, now: Instant) -> Grant {
         assert_eq!(class, 1);
         let allowed = (now.duration_since(self.begun).as_secs_f64() * self.rate as f64) as u64;
-        let free = allowed.saturating_sub(self.taken.load(Ordering::Relaxed)).min(want);
+        let free = allowed.saturating_sub(self.taken.load(Ordering::Relaxed)).min(want.bytes);
         if free == 0 {
             return Grant::Wait(Duration::from_millis(5));
         }

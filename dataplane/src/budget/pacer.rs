@@ -3,14 +3,14 @@
 //! The owner's figure counts bits on the wire, the engine counts payload; what lies between is measured
 //! ([`WireShare`](super::headers::WireShare)). The decision is `freshet_policy::pacing`'s; here is only the clock.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use freshet_api::{BytesPerSec, Class};
-use freshet_engine::{Grant, Pacer, Place};
+use freshet_api::{Bytes, BytesPerSec, Class};
+use freshet_engine::{Grant, Pacer, Place, Want};
 use freshet_policy::Moment;
-use freshet_policy::pacing::{self, Pace, SharedPacer, Shares, TokenBucket};
+use freshet_policy::pacing::{self, Pace, SharedPacer, Shares, TokenBucket, Weight};
 
 use super::headers::WireShare;
 use crate::sync::ReadPacer;
@@ -29,6 +29,8 @@ pub struct DonationPacer {
     rates: Mutex<InForce>,
     /// Delivery's share that control asks for, thousandths; [`UNTOLD`] for none.
     told: AtomicU32,
+    /// Whether small downloads go before large ones.
+    small_first: AtomicBool,
     /// Payload that was granted to what is sent, ever.
     granted: AtomicU64,
 }
@@ -74,6 +76,7 @@ impl DonationPacer {
             stopped_since: AtomicU64::new(SENDING),
             sync_stopped_since: AtomicU64::new(SENDING),
             told: AtomicU32::new(UNTOLD),
+            small_first: AtomicBool::new(false),
             rates: Mutex::new(InForce {
                 rates: Rates::NONE,
                 minimum: Shares::NONE,
@@ -137,6 +140,16 @@ impl DonationPacer {
         self.set(rates);
     }
 
+    /// Says whether small downloads go before large ones within delivery's share; it counts from the next chunk on.
+    pub fn put_small_first(&self, small_first: bool) {
+        self.small_first.store(small_first, Ordering::Relaxed);
+    }
+
+    fn weight(&self, class: u8, want: Want) -> Weight {
+        let weighs = class == DELIVERY && self.small_first.load(Ordering::Relaxed);
+        if weighs { Weight::of(Bytes(want.file_bytes)) } else { Weight::Small }
+    }
+
     /// Keeps sync from sending, so that what is left is for the customers to whom it is promised, or lets it go on.
     pub fn stop_sync(&self, stop: bool) {
         let now = self.moment(Instant::now());
@@ -158,9 +171,10 @@ impl Pacer for DonationPacer {
         self.sending.is_unlimited(class)
     }
 
-    fn take(&self, class: u8, want: u64, place: &mut Place, now: Instant) -> Grant {
+    fn take(&self, class: u8, want: Want, place: &mut Place, now: Instant) -> Grant {
         let mut own = pacing::Place { end: place.end, bytes: place.bytes };
-        let pace = self.sending.take(class, want, &mut own, self.moment(now));
+        let weight = self.weight(class, want);
+        let pace = self.sending.take_weighed(class, want.bytes, weight, &mut own, self.moment(now));
         *place = Place { end: own.end, bytes: own.bytes };
         match pace {
             Pace::Bytes(bytes) => {
@@ -231,6 +245,7 @@ fn payload(wire: BytesPerSec, wire_share: f64) -> BytesPerSec {
 const WIRE_SHARE_MATTERS: f64 = 0.001;
 /// No timer is finer than this.
 const WAIT_MIN: Duration = Duration::from_micros(50);
+const DELIVERY: u8 = Class::Delivery.number();
 const SYNC: u8 = Class::Sync.number();
 const SENDING: u64 = u64::MAX;
 const UNTOLD: u32 = u32::MAX;
@@ -244,6 +259,10 @@ const STOPPED_ASKS_AGAIN: Duration = Duration::from_millis(200);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn want(bytes: u64) -> Want {
+        Want { bytes, file_bytes: bytes }
+    }
 
     fn sending(rate: Option<u64>) -> Rates {
         Rates { sending: rate.map(BytesPerSec), ..Rates::NONE }
@@ -259,7 +278,7 @@ mod tests {
         let end = start + Duration::from_secs(seconds);
         let (mut now, mut sent, mut place) = (start, 0, Place::default());
         while now < end {
-            match pacer.take(Class::Delivery.number(), 1 << 20, &mut place, now) {
+            match pacer.take(Class::Delivery.number(), want(1 << 20), &mut place, now) {
                 Grant::Bytes(bytes) => sent += bytes,
                 Grant::Wait(wait) => now += wait,
             }
@@ -290,7 +309,7 @@ mod tests {
         assert!(!pacer.unlimited(Class::Delivery.number()));
         pacer.set(receiving(50_000));
         assert!(pacer.unlimited(Class::Delivery.number()));
-        let free = pacer.take(1, 1 << 30, &mut Place::default(), Instant::now());
+        let free = pacer.take(1, want(1 << 30), &mut Place::default(), Instant::now());
         assert_eq!(free, Grant::Bytes(1 << 30));
     }
 
@@ -307,6 +326,37 @@ mod tests {
     }
 
     #[test]
+    fn small_files_go_first_while_control_wants_it_and_only_to_customers() {
+        let pacer = DonationPacer::new(sending(Some(10_000_000)));
+        let mut from = Instant::now();
+        let mut ratio = |pacer: &DonationPacer, class: Class| {
+            let (begun, mut places, mut sent) = (from, [Place::default(); 2], [0u64; 2]);
+            from += Duration::from_secs(3);
+            for step in 0..10_000 {
+                let now = begun + Duration::from_micros(step * 200);
+                for (which, file_bytes) in [1_000_000, 4_000_000_000].into_iter().enumerate() {
+                    let want = Want { bytes: 1 << 20, file_bytes };
+                    while let Grant::Bytes(bytes) = pacer.take(class.number(), want, &mut places[which], now)
+                    {
+                        sent[which] += bytes;
+                    }
+                }
+            }
+            for place in places {
+                pacer.leave(class.number(), place, 0);
+            }
+            sent[0] as f64 / sent[1] as f64
+        };
+        assert!((0.9..1.1).contains(&ratio(&pacer, Class::Delivery)));
+        pacer.put_small_first(true);
+        let first = ratio(&pacer, Class::Delivery);
+        assert!((6.0..25.0).contains(&first), "{first}");
+        assert!((0.9..1.1).contains(&ratio(&pacer, Class::Sync)));
+        pacer.put_small_first(false);
+        assert!((0.9..1.1).contains(&ratio(&pacer, Class::Delivery)));
+    }
+
+    #[test]
     fn both_that_want_to_send_get_what_control_asks_within_the_owners_minimum() {
         let pacer = DonationPacer::new(sending(Some(10_000_000)));
         let mut from = Instant::now();
@@ -318,7 +368,7 @@ mod tests {
                 let now = begun + Duration::from_micros(tenth * 200);
                 for (place, class) in [Class::Delivery, Class::Sync].into_iter().enumerate() {
                     while let Grant::Bytes(bytes) =
-                        pacer.take(class.number(), 1 << 20, &mut places[place], now)
+                        pacer.take(class.number(), want(1 << 20), &mut places[place], now)
                     {
                         sent[place] += bytes;
                     }
@@ -350,7 +400,7 @@ mod tests {
             let (from, mut bytes, mut place) = (start + Duration::from_secs(after), 0, Place::default());
             for millis in (0..1_000).step_by(5) {
                 let now = from + Duration::from_millis(millis);
-                while let Grant::Bytes(granted) = pacer.take(class.number(), 1 << 20, &mut place, now) {
+                while let Grant::Bytes(granted) = pacer.take(class.number(), want(1 << 20), &mut place, now) {
                     bytes += granted;
                 }
             }

@@ -89,6 +89,7 @@ impl FakeControl {
                 draining: false,
                 banned: None,
                 delivery_permille: None,
+                small_first: false,
                 hold: None,
             },
             manifest: Manifest::default(),

@@ -2,7 +2,7 @@
 //! has changed, each for itself.
 
 use super::super::scenario::{Scenario, Sync};
-use super::super::uplink::{FlowId, Group, Uplink};
+use super::super::uplink::{FlowId, Group, Receiver, Uplink};
 use super::super::world::{Cargo, What, World};
 
 /// The origin's comparing, shared by all who sync, and who is at it.
@@ -59,7 +59,7 @@ impl World<'_> {
         rsync.comparing.done(&mut done);
         rsync.generation = rsync.generation.wrapping_add(1);
         let generation = rsync.generation;
-        if let Some(at) = rsync.comparing.share_out(&[rsync.each]) {
+        if let Some(at) = rsync.comparing.share_out(&[Receiver { limit: rsync.each, weight: 1.0 }]) {
             self.plan(at, What::Compared(generation));
         }
         for node in done {

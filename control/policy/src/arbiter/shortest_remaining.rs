@@ -1,9 +1,11 @@
-//! Customers' share falls as what mirrors lack shrinks, and mirrors copy one after the other.
+//! Customers' share falls as what mirrors lack shrinks, mirrors copy one after the other, and of downloads small ones go
+//! first.
 //!
 //! A copy that is nearly made counts as soon as it is made, and one that is far from it delays every customer who
 //! shares the uplink with it: so what has little left goes first (shortest remaining processing time; the cµ rule, Cox
 //! and Smith, "Queues", 1961). Not all or nothing, because downloads share what delivery gets: with some share left the
-//! small ones among them still pass, which keeps the number of those who wait low.
+//! small ones among them still pass, which keeps the number of those who wait low. For the same reason a small one counts
+//! several times as much as a large one within delivery's share.
 //!
 //! How much is left is told in time at the node's whole uplink and weighed against how long a customer may wait, on a
 //! logarithmic scale. As for equal lateness there is no feedback but a first-order filter, so it cannot oscillate by
@@ -53,6 +55,10 @@ impl Arbiter for ShortestRemaining {
     }
 
     fn takes_turns(&self) -> bool {
+        true
+    }
+
+    fn puts_small_first(&self) -> bool {
         true
     }
 }

@@ -1,8 +1,10 @@
 //! The line of one class: an endless stream of bytes, of which those between `served` and `tail` are waited for.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::{BURST_TIME, NANO, Place};
+use super::{BURST_TIME, NANO, Place, Weight};
+use crate::moment::Moment;
 
 /// What one class waits for, what it is guaranteed, and what it may never exceed.
 #[derive(Debug, Default)]
@@ -20,6 +22,8 @@ pub(super) struct Lane {
     /// Guaranteed nanobytes that the class has not had yet, because it came late; it goes first with them.
     pub(super) owed: u128,
     pub(super) ceiling: Option<Ceiling>,
+    /// When a sender of each weight came into the line for the last time.
+    came: [Option<Moment>; 2],
 }
 
 /// A rate that one class may never exceed.
@@ -49,6 +53,12 @@ impl Lane {
 
     pub(super) fn is_served(&self, place: Place) -> bool {
         self.served >= u128::from(place.end) * NANO
+    }
+
+    /// Notes that a sender of this weight comes; whether there are some of both.
+    pub(super) fn comes(&mut self, weight: Weight, now: Moment) -> bool {
+        self.came[weight as usize] = Some(now);
+        self.came.iter().all(|came| came.is_some_and(|came| now.since(came) < WEIGHED_TIME))
     }
 
     /// A place at the end of the line.
@@ -131,6 +141,8 @@ impl Lane {
     }
 }
 
+/// Who was in the line within this time is taken for one that will be again: senders are out of it while they send.
+const WEIGHED_TIME: Duration = Duration::from_millis(100);
 /// Shares are kept in these parts.
 pub(super) const MILLION: u128 = 1_000_000;
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use freshet_api::BytesPerSec;
 
 use super::lane::{Ceiling, Lane, MILLION};
-use super::{CHUNK_BYTES_MAX, CLASSES, NANO, Pace, Place, SEGMENT_BYTES, Shares, WAIT_MAX, backlog, burst};
+use super::{
+    CHUNK_BYTES_MAX, CLASSES, NANO, Pace, Place, SEGMENT_BYTES, SMALL_COUNTS, Shares, WAIT_MAX, Weight,
+    backlog, burst,
+};
 use crate::moment::Moment;
 
 /// All that is shared by those who send. What counts as bytes is in nanobytes where time is in nanoseconds, so
@@ -62,21 +65,34 @@ impl Line {
         self.share_out();
     }
 
-    pub(super) fn take(&mut self, class: usize, want: u64, place: &mut Place, now: Moment) -> Pace {
+    pub(super) fn take(
+        &mut self,
+        class: usize,
+        want: u64,
+        weight: Weight,
+        place: &mut Place,
+        now: Moment,
+    ) -> Pace {
         self.advance(now);
         let Some(rate) = self.rate_of(class) else {
             self.give_up(class, std::mem::take(place));
             return Pace::Bytes(want);
         };
         if place.bytes == 0 {
-            let chunk = chunk(rate, self.lanes[class].waiting()).max(self.behind(class)).min(want);
+            let even = chunk(rate, self.lanes[class].waiting());
+            let chunk = if self.lanes[class].comes(weight, now) {
+                weighed(even, weight)
+            } else {
+                even.max(self.behind(class))
+            };
+            let chunk = chunk.min(want);
             // A chunk is far below 4 GiB.
             *place = self.lanes[class].join(u32::try_from(chunk).unwrap_or(u32::MAX));
             self.share_out();
         } else {
             // What was little at an earlier rate may be more than a burst of the present one.
             let owed = u128::from(burst(BytesPerSec(rate)).0) * u128::from(self.lanes[class].share) / MILLION;
-            let most = (2 * chunk(rate, 0)).max(owed as u64);
+            let most = (SMALL_CHUNKS * chunk(rate, 0)).max(owed as u64);
             let most = u32::try_from(most).unwrap_or(u32::MAX);
             if place.bytes > most {
                 let had = self.lanes[class].shorten(place, most);
@@ -239,6 +255,18 @@ fn chunk(rate: u64, waiting: u128) -> u64 {
     (bytes / SEGMENT_BYTES * SEGMENT_BYTES).max(SEGMENT_BYTES)
 }
 
+/// A chunk where some are small and some are large. The round must not become long, so small ones get larger chunks only
+/// as far as large ones cannot have smaller ones.
+fn weighed(even: u64, weight: Weight) -> u64 {
+    let small = (SMALL_CHUNKS * even).min(CHUNK_BYTES_MAX.0);
+    match weight {
+        Weight::Small => small,
+        Weight::Large => (small / SMALL_COUNTS / SEGMENT_BYTES * SEGMENT_BYTES).max(SEGMENT_BYTES),
+    }
+}
+
+/// So many even chunks are at most in one of a small sender: half a burst.
+const SMALL_CHUNKS: u64 = 4;
 /// What a chunk takes at the rate.
 const CHUNK_TIME: Duration = Duration::from_micros(2500);
 /// Chunks become smaller when a line is longer than this.

@@ -123,7 +123,8 @@ impl Transfer {
             let (taken, is_body) = match segment {
                 Segment::Frame(bytes) => (send_bytes(socket, bytes, usize::MAX, more), false),
                 Segment::Memory(bytes) => {
-                    match self.turn.allow(core.pacer.as_ref(), class, bytes.len() as u64) {
+                    let want = bytes.len() as u64;
+                    match self.turn.allow(core.pacer.as_ref(), class, want, want) {
                         Ok(allowed) => (send_bytes(socket, bytes, size(allowed), more), true),
                         Err(pause) => return paused(core, class, pause),
                     }
@@ -146,7 +147,7 @@ impl Transfer {
                         uring::read_ahead(Rc::clone(file), span.start, span.end - span.start);
                     }
                     let want = (until - *position).min(turn);
-                    match self.turn.allow(core.pacer.as_ref(), class, want) {
+                    match self.turn.allow(core.pacer.as_ref(), class, want, file.version.size) {
                         Ok(allowed) => {
                             asked = allowed;
                             (send_file(core, socket, file, position, *end, size(allowed)), true)
