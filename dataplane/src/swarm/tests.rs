@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use freshet_api::NodeId;
 use freshet_api::bundle::BundleId;
-use freshet_engine::{Grant, Pacer};
+use freshet_engine::{Grant, Pacer, Want};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -51,14 +51,14 @@ impl Pacer for Slowed {
         false
     }
 
-    fn take(&self, _class: u8, want: u64, _place: &mut freshet_engine::Place, _now: Instant) -> Grant {
+    fn take(&self, _class: u8, want: Want, _place: &mut freshet_engine::Place, _now: Instant) -> Grant {
         match self.0.load(std::sync::atomic::Ordering::Relaxed) {
-            0 => Grant::Bytes(want),
+            0 => Grant::Bytes(want.bytes),
             // The engine asks before each chunk; a pause before small ones makes about that rate.
             rate if rand::random::<f64>() < 0.5 => {
                 Grant::Wait(Duration::from_secs_f64(2_048.0 / rate as f64))
             }
-            _ => Grant::Bytes(want.min(1_024)),
+            _ => Grant::Bytes(want.bytes.min(1_024)),
         }
     }
 }
