@@ -397,8 +397,9 @@ const TITLE: &str = "The simulator against the testbed";
 const ABOUT: &str = "Ten volunteers with uneven uplinks, the same customers at the same moments: completion times of real \
                      programs over namespaces with rate-limited links, and those that the simulator foretells.";
 const READING: &str = "The simulator runs the policies that control runs. It knows the links' rates, when customers come and \
-                       for how many bytes, and what a download and a release take where nothing is busy; nothing else is told to it. What \
-                       is drawn at random differs on the two sides, so the simulator's figures are means of several runs.";
+                       for how many bytes, and what a download and a release take where nothing is busy; nothing else is told \
+                       to it. What is drawn at random differs on the two sides, so the simulator's figures are means of \
+                       several runs.";
 
 #[cfg(test)]
 mod tests {

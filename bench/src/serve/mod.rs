@@ -274,9 +274,7 @@ struct Run<'a> {
     meter: CpuMeter,
     samples: Vec<Sample>,
     latency: Histogram<u64>,
-    latency_at_rate: Histogram<u64>,
-    /// Of each round, microseconds: one turn that other work on the machine fell into decides nothing.
-    rounds_p99_at_rate: Vec<f64>,
+    at_rate: Rounds,
 }
 
 struct Sample {
@@ -307,8 +305,7 @@ impl<'a> Run<'a> {
             meter,
             samples: Vec::new(),
             latency: histogram(),
-            latency_at_rate: histogram(),
-            rounds_p99_at_rate: Vec::new(),
+            at_rate: Rounds::new(),
         })
     }
 
@@ -338,11 +335,10 @@ impl<'a> Run<'a> {
 
     fn turn_at_rate(&mut self, rate: f64, time: Duration) -> Result<()> {
         let (mut client, kept) = self.connected()?;
-        let mut latency = histogram();
-        client.open_loop(rate, time, &mut latency).with_context(|| self.peer.name.clone())?;
+        self.at_rate
+            .add(|latency| client.open_loop(rate, time, latency))
+            .with_context(|| self.peer.name.clone())?;
         self.client = kept.then_some(client);
-        self.rounds_p99_at_rate.extend(Latency::of(&latency).map(|latency| latency.p99_us));
-        self.latency_at_rate.add(&latency)?;
         Ok(())
     }
 
@@ -358,19 +354,15 @@ impl<'a> Run<'a> {
             rounds_cpu_us_per_request: cpu_per_request.collect(),
             rounds_cpu_s_per_gb: cpu_per_gb.collect(),
             latency: Latency::of(&self.latency),
-            latency_fixed_rate: Latency::of(&self.latency_at_rate),
-            rounds_p99_us_fixed_rate: self.rounds_p99_at_rate.clone(),
+            latency_fixed_rate: Latency::of(&self.at_rate.all),
+            rounds_p99_us_fixed_rate: self.at_rate.p99_us.clone(),
             ..ServerResult::default()
         }
     }
 }
 
 /// Gives each server a turn, in alternating order.
-fn in_turn<'a>(
-    runs: &mut [Run<'a>],
-    round: usize,
-    mut turn: impl FnMut(&mut Run<'a>) -> Result<()>,
-) -> Result<()> {
+fn in_turn<T>(runs: &mut [T], round: usize, mut turn: impl FnMut(&mut T) -> Result<()>) -> Result<()> {
     let count = runs.len();
     (0..count)
         .try_for_each(|step| turn(&mut runs[if round.is_multiple_of(2) { step } else { count - 1 - step }]))
@@ -381,11 +373,9 @@ fn in_turn<'a>(
 fn cold(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments, root: &Path) -> Result<CellResult> {
     let mut result = CellResult::new(cell.name, cell.what);
     result.fixed_rate = Some(COLD_RATE);
-    let mut measured: Vec<(Rounds, f64)> = peers.iter().map(|_| (Rounds::new(), 0.0)).collect();
+    let mut runs: Vec<(&Peer, Rounds, u64)> = peers.iter().map(|peer| (peer, Rounds::new(), 0)).collect();
     for round in 0..(arguments.rounds as usize).min(COLD_ROUNDS) {
-        for step in 0..peers.len() {
-            let number = if round % 2 == 0 { step } else { peers.len() - 1 - step };
-            let peer = &peers[number];
+        in_turn(&mut runs, round, |(peer, rounds, streamed)| {
             let mut small = Client::new(peer.address, &work.paths, 8, false)?;
             // Learning a response's length reads the file; it is made cold only afterwards.
             let mut streams = Vec::new();
@@ -396,19 +386,19 @@ fn cold(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments, root: &P
                 files::make_cold(root, path)?;
             }
             let mut streaming = Streaming::begin(streams)?;
-            let rounds = &mut measured[number].0;
             rounds.add(|latency| {
                 small.open_loop_beside(COLD_RATE, COLD_TIME, latency, |_| streaming.go_on())
             })?;
-            measured[number].1 += streaming.bytes() as f64;
-        }
+            *streamed += streaming.bytes();
+            Ok(())
+        })?;
     }
-    for (peer, (rounds, streamed)) in peers.iter().zip(measured) {
+    for (peer, rounds, streamed) in runs {
         result.servers.push(ServerResult {
             name: peer.name.clone(),
             latency_fixed_rate: Latency::of(&rounds.all),
             rounds_p99_us_fixed_rate: rounds.p99_us,
-            streamed_bytes: Some(streamed),
+            streamed_bytes: Some(streamed as f64),
             ..ServerResult::default()
         });
     }
@@ -475,10 +465,7 @@ fn slow(cell: Cell, work: &Work, peers: &[Peer], arguments: &Arguments) -> Resul
     result.fixed_rate = Some(COLD_RATE);
     let mut runs: Vec<SlowRun<'_>> = peers.iter().map(SlowRun::new).collect();
     for round in 0..(arguments.rounds as usize).min(SLOW_ROUNDS) {
-        for step in 0..peers.len() {
-            let number = if round % 2 == 0 { step } else { peers.len() - 1 - step };
-            runs[number].round(work).with_context(|| peers[number].name.clone())?;
-        }
+        in_turn(&mut runs, round, |run| run.round(work).with_context(|| run.peer.name.clone()))?;
     }
     for run in runs {
         let growth = run.beside.p99_us.iter().zip(&run.alone.p99_us).map(|(beside, alone)| beside / alone);
@@ -575,9 +562,10 @@ impl SlowReaders {
     }
 }
 
-/// Latencies of several rounds, together, and the p99 of each.
+/// Latencies of several rounds.
 struct Rounds {
     all: Histogram<u64>,
+    /// Of each round: one turn that other work on the machine fell into decides nothing.
     p99_us: Vec<f64>,
 }
 

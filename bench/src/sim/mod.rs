@@ -1,6 +1,7 @@
 //! `bench sim`: discrete events over the real policy code. No socket, no clock: the same seed gives
 //! the same result, to the byte.
 
+mod classes;
 mod metrics;
 mod mirrors;
 mod node;

@@ -106,13 +106,7 @@ impl Uplink {
 
     /// Whether the open flows could take more than it carries.
     pub(super) fn is_saturated(&self, receivers: &[Receiver]) -> bool {
-        let wanted: f64 = self
-            .groups
-            .iter()
-            .flat_map(|classes| classes.iter().zip(receivers))
-            .map(|(class, receiver)| class.waiting.len() as f64 * receiver.limit)
-            .sum();
-        wanted >= self.capacity
+        self.groups.iter().map(|classes| wanted(classes, receivers)).sum::<f64>() >= self.capacity
     }
 
     /// Present rate, by group.
@@ -197,14 +191,7 @@ impl Uplink {
     /// Computes all rates anew; `receivers` are those of the classes, ascending by limit over weight. Returns when the
     /// next flow will be done, if nothing changes before.
     pub(super) fn share_out(&mut self, receivers: &[Receiver]) -> Option<f64> {
-        let wanted = |classes: &[RateClass]| -> f64 {
-            classes
-                .iter()
-                .zip(receivers)
-                .map(|(class, receiver)| class.waiting.len() as f64 * receiver.limit)
-                .sum()
-        };
-        let (delivery, sync) = (wanted(&self.groups[0]), wanted(&self.groups[1]));
+        let (delivery, sync) = (wanted(&self.groups[0], receivers), wanted(&self.groups[1], receivers));
         let guaranteed = self.capacity * self.delivery_share;
         let for_delivery = delivery.min(guaranteed.max(self.capacity - sync));
         let for_sync = sync.min(self.capacity - for_delivery);
@@ -230,6 +217,11 @@ impl Uplink {
         }
         next
     }
+}
+
+/// What the open flows of a group could take, bytes per second.
+fn wanted(classes: &[RateClass], receivers: &[Receiver]) -> f64 {
+    classes.iter().zip(receivers).map(|(class, receiver)| class.waiting.len() as f64 * receiver.limit).sum()
 }
 
 fn classes_are_empty(classes: &[RateClass]) -> bool {

@@ -16,18 +16,19 @@ use freshet_policy::arbiter::{
 };
 use freshet_policy::draw::{Draw, mix};
 use freshet_policy::liveness::LivenessTerms;
-use freshet_policy::pacing::{SMALL_COUNTS, Weight};
+use freshet_policy::pacing::Weight;
 use freshet_policy::reservation::{Promise, ReservationLedger, ReservationTerms};
 use freshet_policy::selection::{
     Choice, ExpectedFinishTime, LeastReportedLoad, Random, Reach, RequestFacts, RoundRobin, Selector,
     StaticWeights, TwoChoices,
 };
 
+use super::classes::Classes;
 use super::metrics::{Metrics, Outcome, SERIES_NODES_MAX, Sample, Traffic};
 use super::mirrors::Mirrors;
 use super::node::Node;
 use super::scenario::{FaultKind, Scenario, Sync};
-use super::uplink::{FlowId, Group, Receiver};
+use super::uplink::{FlowId, Group};
 use super::view::{Holders, Report, View};
 use super::workload::{Asked, Workload};
 
@@ -125,10 +126,7 @@ pub(super) struct World<'a> {
     pub(super) draw: Draw,
     /// Receiver rates, ascending, one per class.
     pub(super) limits: Vec<f64>,
-    /// Those classes with each weight that a download can have, ascending by limit over weight.
-    receivers: Vec<Receiver>,
-    /// Where among them a class stands, by weight.
-    places: [Vec<usize>; 2],
+    classes: Classes,
     /// The origin first, then the volunteers; a node's number is its index.
     pub(super) nodes: Vec<Node>,
     pub(super) views: Vec<View>,
@@ -166,8 +164,9 @@ impl<'a> World<'a> {
         let arbiters: Vec<Box<dyn Arbiter>> =
             nodes.iter().map(|_| arbiter(&scenario.front_door.arbiter)).collect::<Result<_>>()?;
         let small_first = arbiters.iter().any(|law| law.puts_small_first());
-        let (receivers, places) = receivers(&limits, small_first);
-        let nodes: Vec<Node> = nodes.into_iter().map(|node| node.with_classes(receivers.len())).collect();
+        let classes = Classes::of(&limits, small_first);
+        let count = classes.receivers.len();
+        let nodes: Vec<Node> = nodes.into_iter().map(|node| node.with_classes(count)).collect();
         let parts: f64 = scenario.clients.iter().map(|class| class.part).sum();
         let client_classes = scenario
             .clients
@@ -186,8 +185,7 @@ impl<'a> World<'a> {
             workload: Workload::new(scenario, volunteers, seed)?,
             draw,
             limits,
-            receivers,
-            places,
+            classes,
             mirrors: Mirrors::new(scenario, &nodes),
             nodes,
             views,
@@ -340,12 +338,12 @@ impl<'a> World<'a> {
     pub(super) fn open(&mut self, node: u32, group: Group, class: usize, cargo: Cargo, size: f64) {
         let weight = match cargo {
             // The origin knows no such order.
-            Cargo::Request(number) if node != 0 && self.arbiters[node as usize].puts_small_first() => {
+            Cargo::Request(number) if node != 0 => {
                 Weight::of(Bytes(self.requests[number as usize].asked.size() as u64))
             }
             _ => Weight::Large,
         };
-        let class = self.places[weight as usize][class];
+        let class = self.classes.place(weight, class);
         let flow = self.free_flows.pop().unwrap_or_else(|| {
             self.flows.push(Cargo::Free);
             self.flows.len() as FlowId - 1
@@ -372,7 +370,7 @@ impl<'a> World<'a> {
         done.clear();
         let it = &mut self.nodes[node as usize];
         it.uplink.done(&mut done);
-        let next = it.uplink.share_out(&self.receivers);
+        let next = it.uplink.share_out(&self.classes.receivers);
         it.generation = it.generation.wrapping_add(1);
         let generation = it.generation;
         if let Some(at) = next {
@@ -574,7 +572,7 @@ impl<'a> World<'a> {
             self.settle(node);
             self.tick(node);
             if self.nodes[node as usize].is_up && self.draw.unit() >= heartbeat.loss {
-                let report = self.nodes[node as usize].report(node, self.now, &self.receivers);
+                let report = self.nodes[node as usize].report(node, self.now, &self.classes.receivers);
                 self.reports.push_back((self.now + heartbeat.delay_seconds, report));
             }
             let now = self.moment();
@@ -779,42 +777,3 @@ const DIRECT_BELOW: f64 = 65_536.0;
 pub(super) const PULLS_AT_ONCE: f64 = 8.0;
 /// An owner's traffic changes about this often.
 const OWNER_SECONDS: f64 = 120.0;
-
-/// Classes by receiver rate and, where small downloads go first, by weight, ascending by limit over weight; and where among
-/// them each rate stands, for small downloads and for everything else.
-fn receivers(limits: &[f64], small_first: bool) -> (Vec<Receiver>, [Vec<usize>; 2]) {
-    let of_weight = |weight: f64| limits.iter().map(move |&limit| Receiver { limit, weight });
-    if !small_first {
-        let all: Vec<usize> = (0..limits.len()).collect();
-        return (of_weight(1.0).collect(), [all.clone(), all]);
-    }
-    let both = of_weight(SMALL_COUNTS as f64).chain(of_weight(1.0)).enumerate();
-    let mut all: Vec<(usize, Receiver)> = both.collect();
-    let key = |receiver: &Receiver| receiver.limit / receiver.weight;
-    all.sort_by(|(_, a), (_, b)| key(a).total_cmp(&key(b)));
-    let mut places = vec![0; all.len()];
-    for (place, &(number, _)) in all.iter().enumerate() {
-        places[number] = place;
-    }
-    let large = places.split_off(limits.len());
-    (all.into_iter().map(|(_, receiver)| receiver).collect(), [places, large])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn classes_of_both_weights_are_in_the_order_of_sharing() {
-        let limits = [10.0, 40.0, 1000.0];
-        let (alike, [small, large]) = receivers(&limits, false);
-        assert_eq!((alike.len(), &small), (3, &large));
-        let (both, [small, large]) = receivers(&limits, true);
-        assert_eq!(both.len(), 6);
-        assert!(both.is_sorted_by_key(|receiver| receiver.limit / receiver.weight));
-        for (class, &limit) in limits.iter().enumerate() {
-            assert_eq!(both[small[class]], Receiver { limit, weight: SMALL_COUNTS as f64 });
-            assert_eq!(both[large[class]], Receiver { limit, weight: 1.0 });
-        }
-    }
-}

@@ -34,10 +34,9 @@ pub enum Pace {
 /// Most downloads are small and most bytes are those of large ones: so large ones hardly notice when small ones go first,
 /// and most customers wait much less (Harchol-Balter, Schroeder, Bansal and Agrawal, "Size-based scheduling to improve web
 /// performance", 2003). Not strictly first: large ones always go on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
     /// [`SMALL_COUNTS`] times as much as a large one, as far as whole segments allow it.
-    #[default]
     Small,
     /// What is left.
     Large,

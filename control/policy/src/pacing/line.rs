@@ -255,8 +255,8 @@ fn chunk(rate: u64, waiting: u128) -> u64 {
     (bytes / SEGMENT_BYTES * SEGMENT_BYTES).max(SEGMENT_BYTES)
 }
 
-/// A chunk where some are small and some are large. The round must not become long, so small ones get larger chunks only
-/// as far as large ones cannot have smaller ones.
+/// A chunk where some are small and some are large: larger than `even` for small ones, because of what is even at low rates
+/// large ones could not have a twelfth in whole segments.
 fn weighed(even: u64, weight: Weight) -> u64 {
     let small = (SMALL_CHUNKS * even).min(CHUNK_BYTES_MAX.0);
     match weight {

@@ -11,6 +11,7 @@ use ::http::HeaderValue;
 use super::buffer::Buffer;
 use super::cache::Key;
 use crate::send::assembled::Assembled;
+use crate::send::transfer::WINDOW_BYTES;
 use crate::site::{FileAnswer, Root, Unavailable};
 
 /// What tells one version of a file from another.
@@ -139,7 +140,8 @@ impl OpenFile {
 
     /// A file whose bytes are behind a descriptor. `now` is in coarse milliseconds.
     pub(crate) fn behind(key: Key, root: Arc<Root>, version: Version, descriptor: OwnedFd, now: u64) -> Self {
-        if version.size > READ_AHEAD_OURS_ABOVE {
+        // Smaller files are fetched whole.
+        if version.size > WINDOW_BYTES {
             crate::uring::leave_reading_ahead_to_us(&descriptor);
         }
         Self::new(key, root, version, Content::Descriptor(descriptor), Buffer::default(), now)
@@ -242,6 +244,3 @@ const RESIDENT_TRUSTED_MILLIS: u64 = 1_000;
 
 /// Bookkeeping per kept file: the entry, its key, and a head or the room for it.
 const ENTRY_BYTES: u64 = 1_024;
-
-/// Larger files are read ahead by those who send them, smaller ones are fetched whole.
-const READ_AHEAD_OURS_ABOVE: u64 = 512 << 10;

@@ -323,7 +323,7 @@ fn size(bytes: u64) -> usize {
 const SENDFILE_BYTES_MAX: u64 = 256 << 10;
 
 /// The span whose last byte is looked for in the page cache before any of it is sent.
-const WINDOW_BYTES: u64 = 512 << 10;
+pub(crate) const WINDOW_BYTES: u64 = 512 << 10;
 
 /// What a response that met the disk is read ahead by, so that disk and network work at the same time.
 const AHEAD_BYTES: u64 = 4 * WINDOW_BYTES;
